@@ -79,7 +79,7 @@ class ContextShape:
     rope_freq_base: float
     rope_freq_scale: float
     rope_factors: str
-    """`none`, `short` or `long`: the choice llama.cpp makes from the context size for models with two sets of factors."""
+    """`none`, `short` or `long`: the choice llama.cpp makes from the context size for models with two factor sets."""
     yarn_ext_factor: float
     yarn_attn_factor: float
     yarn_beta_fast: float

@@ -233,7 +233,7 @@ def _decode_current(data: bytes, checksum: Checksum) -> SegmentHeader | HeaderPr
 
 
 def header_bytes_needed(data: bytes) -> int:
-    """From a file's first `TOKENS_OFFSET` bytes: how many bytes its header has, generation included; 0 if it is none."""
+    """From a file's first `TOKENS_OFFSET` bytes: the length of its header with the generation; 0 if it is none."""
     if len(data) < TOKENS_OFFSET or data[_FIXED_START : _FIXED_START + len(MAGIC)] != MAGIC:
         return 0
     return int.from_bytes(data[20:24], "little")

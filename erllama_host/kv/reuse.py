@@ -1,0 +1,42 @@
+"""How a model may reuse segments, and why a lookup found less than all of it. Pure."""
+
+from enum import Enum, StrEnum
+
+
+class Reuse(StrEnum):
+    """What a model's state allows; a lookup offers only what can really be restored."""
+
+    CUT = "cut"
+    """Plain attention: a segment may be restored and truncated at any token."""
+    WHOLE = "whole"
+    """Segments carry state that cannot be cut (hybrid blocks with recurrent state): usable at their ends only."""
+    STATE = "state"
+    """Only a snapshot makes a point usable; blocks alone do not."""
+
+
+class MissReason(StrEnum):
+    """Why a prompt was not found whole."""
+
+    NEVER_SEEN = "never_seen"
+    EVICTED = "evicted"
+    SUPERSEDED = "superseded"
+    """The `parent_key` named a tail that a longer row has replaced; its tokens are still found by content."""
+    GATED = "gated"
+    """The save policy, or a full tier, kept it from being stored."""
+    OTHER_NAMESPACE = "other_namespace"
+    """The same tokens are stored, but by another model file, adapter set or context shape."""
+    RACED = "raced"
+    CORRUPT = "corrupt"
+    DAEMON_AWAY = "daemon_away"
+
+
+class Refusal(Enum):
+    """Why a reservation was not given. Values, not errors: the save is simply skipped."""
+
+    NO_BUDGET = "no_budget"
+    BEING_WRITTEN = "being_written"
+    RECOVERING = "recovering"
+    NO_SPACE = "no_space"
+    """The filesystem is full although the budget is not."""
+    UNKNOWN_TIER = "unknown_tier"
+    DAEMON_AWAY = "daemon_away"
