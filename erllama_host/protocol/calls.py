@@ -19,18 +19,18 @@ class _Answer(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     """Base of replies: unknown fields are ignored, so that a newer host can say more."""
 
 
-class Nothing(_Body):
+class Nothing(_Body, frozen=True):
     """Body of calls that need none."""
 
 
-class Ok(_Answer):
+class Ok(_Answer, frozen=True):
     """Reply of calls that answer nothing else."""
 
 
 # ---- calls to the host -------------------------------------------------------------------------------------------
 
 
-class HostHello(_Answer):
+class HostHello(_Answer, frozen=True):
     """Who answers at the endpoint.
 
     Attributes:
@@ -52,7 +52,7 @@ class HostHello(_Answer):
     components: dict[str, str] = {}
 
 
-class LoadModel(_Body):
+class LoadModel(_Body, frozen=True):
     """Load a model. Answers with `progress` events, then `reply` (ModelInfo) when the worker is ready.
 
     Attributes:
@@ -70,7 +70,7 @@ class LoadModel(_Body):
     wait: bool = True
 
 
-class LoadProgress(_Answer):
+class LoadProgress(_Answer, frozen=True):
     """Event `progress` of a load. `phase`: `starting`, `loading`, `checking`, `ready`; `fraction` in [0, 1]."""
 
     model_id: str
@@ -80,7 +80,7 @@ class LoadProgress(_Answer):
     total_bytes: int = 0
 
 
-class AdapterInfo(_Answer):
+class AdapterInfo(_Answer, frozen=True):
     """A loaded adapter."""
 
     handle: str
@@ -89,7 +89,7 @@ class AdapterInfo(_Answer):
     sha256: str = ""
 
 
-class ModelInfo(_Answer):
+class ModelInfo(_Answer, frozen=True):
     """Everything known of one model; what its worker has not told yet has the default.
 
     Attributes:
@@ -143,38 +143,38 @@ class ModelInfo(_Answer):
     components: dict[str, str] = {}
 
 
-class ModelRef(_Body):
+class ModelRef(_Body, frozen=True):
     """Names a model in a call to the host."""
 
     model_id: str
 
 
-class Restart(_Body):
+class Restart(_Body, frozen=True):
     """Restart a model's worker, also a failed one."""
 
     model_id: str
     wait: bool = True
 
 
-class ModelList(_Answer):
+class ModelList(_Answer, frozen=True):
     """Reply of `list_models`."""
 
     models: list[ModelInfo] = []
 
 
-class WorkerPids(_Answer):
+class WorkerPids(_Answer, frozen=True):
     """Reply of `models`: the supervisor's view, model id → pids of its worker."""
 
     pids: dict[str, list[int]] = {}
 
 
-class Counters(_Answer):
+class Counters(_Answer, frozen=True):
     """Reply of `counters`: name → number. With the cache daemon away `cache_available` is 0 and only the host's part is there."""
 
     counters: dict[str, float] = {}
 
 
-class Events(_Body):
+class Events(_Body, frozen=True):
     """Ask for events after `since`; with none there, wait up to `wait_ms` for one."""
 
     since: int = 0
@@ -182,7 +182,7 @@ class Events(_Body):
     wait_ms: int = 0
 
 
-class Event(_Answer):
+class Event(_Answer, frozen=True):
     """One entry of the bounded journal: a number that only grows, wall clock (s), name, model (or empty), fields."""
 
     seq: int
@@ -192,14 +192,14 @@ class Event(_Answer):
     fields: dict[str, Any] = {}
 
 
-class EventList(_Answer):
+class EventList(_Answer, frozen=True):
     """Reply of `events`. `next` is the `since` of the following call."""
 
     events: list[Event] = []
     next: int = 0
 
 
-class ProcessInfo(_Answer):
+class ProcessInfo(_Answer, frozen=True):
     """One process of the host. `role`: `circusd`, `controller`, `cache`, `model:<id>`."""
 
     role: str
@@ -211,7 +211,7 @@ class ProcessInfo(_Answer):
     last_failure: str | None = None
 
 
-class HostStatus(_Answer):
+class HostStatus(_Answer, frozen=True):
     """Reply of `host_status`."""
 
     hello: HostHello
@@ -220,20 +220,20 @@ class HostStatus(_Answer):
     memory: dict[str, float] = {}
 
 
-class Drain(_Body):
+class Drain(_Body, frozen=True):
     """Stop admitting, let requests finish or save them, then answer; the caller ends the supervisor. For `erllama down`."""
 
     timeout_s: float = 30.0
 
 
-class CacheCall(_Body):
+class CacheCall(_Body, frozen=True):
     """A call that the controller hands on to the cache daemon: `op` and its arguments, see protocol/cache.py."""
 
     op: str
     arguments: dict[str, Any] = {}
 
 
-class CacheAnswer(_Answer):
+class CacheAnswer(_Answer, frozen=True):
     """Reply of `cache`: whatever the operation answers."""
 
     result: dict[str, Any] = {}
@@ -242,13 +242,13 @@ class CacheAnswer(_Answer):
 # ---- calls to a model --------------------------------------------------------------------------------------------
 
 
-class ModelStatus(_Answer):
+class ModelStatus(_Answer, frozen=True):
     """Reply of `status`: `idle`, `prefilling`, `generating`, `loading`, `restarting`, `stopping`, `failed`."""
 
     status: str
 
 
-class Tokenize(_Body):
+class Tokenize(_Body, frozen=True):
     """The rule of prompts: `add_special` adds BOS as the model wants, `parse_special` reads `<|…|>` as special tokens."""
 
     text: str
@@ -256,85 +256,85 @@ class Tokenize(_Body):
     parse_special: bool = False
 
 
-class TokenList(_Answer):
+class TokenList(_Answer, frozen=True):
     """Token ids, packed."""
 
     tokens: bytes = b""
 
 
-class Detokenize(_Body):
+class Detokenize(_Body, frozen=True):
     """Packed ids → text."""
 
     tokens: bytes
     special: bool = False
 
 
-class Text(_Answer):
+class Text(_Answer, frozen=True):
     """Reply of `detokenize`."""
 
     text: str = ""
 
 
-class ApplyTemplate(_Body):
+class ApplyTemplate(_Body, frozen=True):
     """Render a conversation by the model's template and tokenise it."""
 
     chat: ChatRequest
 
 
-class Rendered(_Answer):
+class Rendered(_Answer, frozen=True):
     """Reply of `apply_chat_template`."""
 
     tokens: bytes = b""
     text: str = ""
 
 
-class Embed(_Body):
+class Embed(_Body, frozen=True):
     """Embed texts (packed ids each, or text)."""
 
     inputs: list[bytes | str]
     normalize: bool = True
 
 
-class Vectors(_Answer):
+class Vectors(_Answer, frozen=True):
     """Reply of `embed`: one little-endian f32 vector of `n_embd` per input."""
 
     vectors: list[bytes] = []
     n_embd: int = 0
 
 
-class LoadAdapter(_Body):
+class LoadAdapter(_Body, frozen=True):
     """Attach a LoRA GGUF; in force for later requests."""
 
     path: str
     scale: float = 1.0
 
 
-class UnloadAdapter(_Body):
+class UnloadAdapter(_Body, frozen=True):
     """Detach; idempotent; freed after the last request that uses it."""
 
     handle: str
 
 
-class SetAdapterScale(_Body):
+class SetAdapterScale(_Body, frozen=True):
     """Change the scale for later requests."""
 
     handle: str
     scale: float
 
 
-class AdapterList(_Answer):
+class AdapterList(_Answer, frozen=True):
     """Reply of `list_adapters` and of the calls that change the set."""
 
     adapters: list[AdapterInfo] = []
 
 
-class Evict(_Body):
+class Evict(_Body, frozen=True):
     """Save everything live, then give the memory of the context back."""
 
     timeout_s: float | None = None
 
 
-class Evicted(_Answer):
+class Evicted(_Answer, frozen=True):
     """Reply of `evict`. `deferred`: requests were running; the context goes when the last of them ends."""
 
     freed_bytes: int = 0
@@ -342,70 +342,70 @@ class Evicted(_Answer):
     saved_tokens: int = 0
 
 
-class Save(_Body):
+class Save(_Body, frozen=True):
     """Synchronous save of everything live; the model stays loaded."""
 
     timeout_s: float | None = None
 
 
-class Saved(_Answer):
+class Saved(_Answer, frozen=True):
     """Reply of `shutdown`. `complete` is False when the time limit came first."""
 
     saved_tokens: int = 0
     complete: bool = True
 
 
-class CachedPrefix(_Body):
+class CachedPrefix(_Body, frozen=True):
     """How much of a prompt is cached?"""
 
     tokens: bytes
 
 
-class Length(_Answer):
+class Length(_Answer, frozen=True):
     """A number of tokens."""
 
     length: int = 0
 
 
-class Session(_Body):
+class Session(_Body, frozen=True):
     """Names a session. For `fork`, `new_session_id` may name the copy."""
 
     session_id: str
     new_session_id: str | None = None
 
 
-class SessionName(_Answer):
+class SessionName(_Answer, frozen=True):
     """Reply of `fork`."""
 
     session_id: str
 
 
-class Verify(_Body):
+class Verify(_Body, frozen=True):
     """Would the model, greedily, have continued `tokens` with `draft`?"""
 
     tokens: bytes
     draft: bytes
 
 
-class Verified(_Answer):
+class Verified(_Answer, frozen=True):
     """Reply of `verify`: how many draft tokens are the greedy choice, and the greedy token after them."""
 
     accepted: int = 0
     next_token: int | None = None
 
 
-class Draft(_Body):
+class Draft(_Body, frozen=True):
     """Propose `n` tokens after `tokens` by prompt lookup."""
 
     tokens: bytes
     n: int = 8
 
 
-class WorkerInfo(_Body):
+class WorkerInfo(_Body, frozen=True):
     """Ask a worker for its part of ModelInfo."""
 
 
-class AdapterSet(_Answer):
+class AdapterSet(_Answer, frozen=True):
     """A set of adapters as requests carry it."""
 
     adapters: list[AdapterUse] = []

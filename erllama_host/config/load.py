@@ -1,0 +1,177 @@
+"""Reading erllama.toml and load options; every complaint names the key."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from erllama_host.config.host import CacheConfig, Config
+from erllama_host.config.model import ModelConfig
+from erllama_host.errors import ConfigError, InvalidRequest
+from erllama_host.ids import check_model_id
+
+T = TypeVar("T")
+
+BUILT_IN_TIERS = {"ram": "ram", "disk": "disk"}
+_POSITIVE = ("n_ctx", "n_cells", "n_seq_max", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "max_queue")
+
+
+def load_config(path: Path) -> Config:
+    """Parse erllama.toml; a file that does not exist is all defaults.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or a key is unknown, mistyped or impossible.
+    """
+    if not path.exists():
+        return Config()
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", key=str(path)) from error
+
+
+def parse_config(text: str, source: str = "erllama.toml") -> Config:
+    """Parse the text of an erllama.toml.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}", key=source) from error
+    config = _convert({key: _named(key, value, source) for key, value in data.items()}, Config, source)
+    _check_host(config, source)
+    for model_id, model in config.models.items():
+        _check_configured_model(model_id, model, config.cache, source)
+    return config
+
+
+def parse_model_config(data: dict[str, Any], cache: CacheConfig) -> ModelConfig:
+    """Options of one load, checked.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    model = _convert(data, ModelConfig, "load_model")
+    check_model_config(model, cache)
+    return model
+
+
+def check_model_config(model: ModelConfig, cache: CacheConfig) -> None:
+    """Check what types cannot say.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if model.backend == "llama" and not model.path:
+        raise _bad("path", "is missing: name the GGUF file to load")
+    for key in _POSITIVE:
+        value = getattr(model, key)
+        if value is not None and not 1 <= value < 2**31:
+            raise _bad(key, f"must be at least 1, got {value}")
+    if model.n_seq_max > 200:
+        raise _bad("n_seq_max", f"must be at most 200, got {model.n_seq_max}")
+    if model.n_ctx is not None and model.n_cells is not None and model.n_cells < model.n_ctx:
+        raise _bad("n_cells", f"({model.n_cells}) must not be smaller than n_ctx ({model.n_ctx})")
+    for key in ("thinking_markers", "tool_call_markers"):
+        markers = getattr(model, key)
+        if markers is not None and (len(markers) != 2 or not all(markers)):
+            raise _bad(key, "must be [open, close]")
+    if not 0 <= model.prompt_lookup <= 32:
+        raise _bad("prompt_lookup", f"must be from 0 to 32, got {model.prompt_lookup}")
+    _check_fingerprint(model)
+    resolve_tier(model, cache)
+
+
+def resolve_tier(model: ModelConfig, cache: CacheConfig) -> str:
+    """The name of the tier whose durability the model's rows must reach.
+
+    Raises:
+        ConfigError: `tier_srv` is not defined, or is of another kind than `tier`.
+    """
+    kinds = BUILT_IN_TIERS | {name: tier.kind for name, tier in cache.tiers.items()}
+    if model.tier_srv is not None:
+        kind = kinds.get(model.tier_srv)
+        if kind is None:
+            raise _bad("tier_srv", f"{model.tier_srv!r} is not defined; add a table [cache.tiers.{model.tier_srv}]")
+        if model.tier is not None and model.tier != kind:
+            raise _bad("tier_srv", f"{model.tier_srv!r} is of kind {kind!r}, which disagrees with tier {model.tier!r}")
+        return model.tier_srv
+    if model.tier is None:
+        return cache.default_tier
+    for name, kind in kinds.items():
+        if kind == model.tier:
+            return name
+    raise _bad("tier", f"{model.tier!r} needs a table [cache.tiers.<name>] with kind = {model.tier!r} and a path")
+
+
+def _named(section: str, value: Any, source: str) -> Any:
+    """Parse the tables of `models` one by one, so that a complaint names the model and not just "some model"."""
+    if section != "models" or not isinstance(value, dict):
+        return value
+    for model_id, table in value.items():
+        _convert(table, ModelConfig, source, prefix=f"models.{model_id}")
+    return value
+
+
+def _convert(data: dict[str, Any], target: type[T], source: str, prefix: str = "") -> T:
+    try:
+        return msgspec.convert(data, target, strict=True)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        key = path.rstrip("`").lstrip(".")
+        if "unknown field" in message:
+            name = message.partition("`")[2].rstrip("`")
+            key = f"{key}.{name}" if key else name
+            message = "this key does not exist"
+        key = ".".join(part for part in (prefix, key) if part)
+        raise ConfigError(f"{source}: {key}: {message}", key=key) from error
+
+
+def _check_host(config: Config, source: str) -> None:
+    host = config.host
+    if not 0 < host.memory_low <= host.memory_high <= 1:
+        raise ConfigError(
+            f"{source}: host.memory_low and host.memory_high must satisfy 0 < low <= high <= 1", key="host.memory_high"
+        )
+    if host.heartbeat_timeout_s < 1:
+        raise ConfigError(f"{source}: host.heartbeat_timeout_s must be at least 1", key="host.heartbeat_timeout_s")
+    cache = config.cache
+    if not 16 <= cache.block_tokens <= 4096:
+        raise ConfigError(
+            f"{source}: cache.block_tokens must be from 16 to 4096, got {cache.block_tokens}", key="cache.block_tokens"
+        )
+    for name, tier in cache.tiers.items():
+        if name in BUILT_IN_TIERS:
+            raise ConfigError(
+                f"{source}: cache.tiers.{name}: the name is taken by a built-in tier", key=f"cache.tiers.{name}"
+            )
+        if tier.kind != "ram" and not tier.path:
+            raise ConfigError(f"{source}: cache.tiers.{name}.path is missing", key=f"cache.tiers.{name}.path")
+    if cache.default_tier not in BUILT_IN_TIERS.keys() | cache.tiers.keys():
+        raise ConfigError(f"{source}: cache.default_tier: no tier {cache.default_tier!r}", key="cache.default_tier")
+
+
+def _check_configured_model(model_id: str, model: ModelConfig, cache: CacheConfig, source: str) -> None:
+    try:
+        check_model_id(model_id)
+        check_model_config(model, cache)
+    except InvalidRequest as error:
+        raise ConfigError(f"{source}: models.{model_id}: {error.message}", key=f"models.{model_id}") from error
+    except ConfigError as error:
+        key = f"models.{model_id}.{error.details['key']}"
+        raise ConfigError(f"{source}: models.{model_id}.{error.message}", key=key) from error
+
+
+def _check_fingerprint(model: ModelConfig) -> None:
+    text = model.fingerprint
+    if text is not None and (len(text) != 64 or any(ch not in "0123456789abcdef" for ch in text)):
+        raise _bad("fingerprint", "must be 64 lower-case hex digits (a sha256)")
+    if model.fingerprint_mode == "fast_unsafe" and text is None:
+        raise _bad("fingerprint", "is missing: fingerprint_mode 'fast_unsafe' trusts the one you give")
+
+
+def _bad(key: str, what: str) -> ConfigError:
+    return ConfigError(f"{key} {what}" if what.startswith(("must", "is", "(")) else f"{key}: {what}", key=key)
