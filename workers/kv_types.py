@@ -116,6 +116,7 @@ class LookupQuery:
         reuse: what the model's state allows.
         parent_key: the caller's `parent_key`: the daemon holds its answer while that key is being written, for up to
             `wait_ms`, and explains its absence.
+        cautious: do not offer segments that a worker held when it died; for the retry of a request that was in flight.
     """
 
     root: bytes
@@ -125,15 +126,18 @@ class LookupQuery:
     reuse: Reuse = Reuse.CUT
     parent_key: bytes | None = None
     wait_ms: int = 0
+    cautious: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentSpec:
-    """What a writer wants to store: the segment, and the most bytes its payload can have."""
+    """What a writer wants to store: the segment, and the most bytes its payload can have.
+
+    `meta.reason` PREFIX pins it; that also pins a segment that is there already.
+    """
 
     meta: SegmentMeta
     capacity_bytes: int
-    pinned: bool = False
 
 
 class Reservation(Protocol):

@@ -21,6 +21,8 @@ class MissReason(StrEnum):
     EVICTED = "evicted"
     SUPERSEDED = "superseded"
     """The `parent_key` named a tail that a longer row has replaced; its tokens are still found by content."""
+    UNKNOWN_PARENT = "unknown_parent"
+    """The `parent_key` names no row that this host knows of."""
     GATED = "gated"
     """The save policy, or a full tier, kept it from being stored."""
     OTHER_NAMESPACE = "other_namespace"

@@ -16,12 +16,14 @@ Offset table (all integers little-endian; docs/internals/segment-format.md expla
     156  u32   end               one past the last
     160  u32   covers from       the payload needs the segments of [0, covers from) before it; snapshots: 0 = whole
     164  u32   reply start       first position of the reply in a finish row; 0xFFFFFFFF: not a finish row
-    168  u64   created           nanoseconds since the epoch
-    176  u64   payload offset    a multiple of 4096
-    184  u64   payload bytes
-    192  u64   payload checksum  XXH3-64
-    200  u64   header checksum   XXH3-64 of bytes [8, 200) and of the tokens
-    208  u32[] tokens            the ids of [start, end)
+    168  u32   flags             bit 0: the payload may be restored and truncated at any token
+    172  u32   block tokens      the block length in force
+    176  u64   created           nanoseconds since the epoch
+    184  u64   payload offset    a multiple of 4096
+    192  u64   payload bytes
+    200  u64   payload checksum  XXH3-64
+    208  u64   header checksum   XXH3-64 of bytes [8, 208) and of the tokens
+    216  u32[] tokens            the ids of [start, end)
 
 XXH3 is computed by the caller (`checksum`), so that this module stays free of native code.
 """
@@ -39,8 +41,9 @@ FORMAT_VERSION = 1
 PAGE_BYTES = 4096
 NO_REPLY = 0xFFFFFFFF
 GENERATION_BYTES = 8
+FLAG_CUTTABLE = 1
 
-_FIXED = struct.Struct("<8sHBBI32s32s32s32sIIIIQQQQ")
+_FIXED = struct.Struct("<8sHBBI32s32s32s32sIIIIIIQQQQ")
 _U64 = struct.Struct("<Q")
 _FIXED_START = GENERATION_BYTES
 _CHECKSUM_OFFSET = _FIXED_START + _FIXED.size
@@ -92,6 +95,9 @@ class SegmentMeta:
         tokens: packed ids of `[start, end)`.
         covers_from: the payload is usable after the segments of `[0, covers_from)`; equals `start` for blocks and
             tails, 0 for a snapshot of the whole state.
+        block_tokens: length of blocks when it was made.
+        cuttable: it may be restored and truncated at any token (plain attention). A longer segment then replaces it.
+        reason: why it was saved; what was saved as PREFIX is pinned.
         reply_start: first position of the reply, in the tail or block that ends a turn.
     """
 
@@ -104,6 +110,8 @@ class SegmentMeta:
     end: int
     tokens: bytes
     covers_from: int
+    block_tokens: int
+    cuttable: bool
     reason: SaveReason
     reply_start: int | None = None
 
@@ -187,6 +195,8 @@ def encode_header(header: SegmentHeader, checksum: Checksum) -> bytes:
         meta.end,
         meta.covers_from,
         NO_REPLY if meta.reply_start is None else meta.reply_start,
+        FLAG_CUTTABLE if meta.cuttable else 0,
+        meta.block_tokens,
         header.created_ns,
         header.payload_offset,
         header.payload_bytes,
@@ -214,8 +224,8 @@ def decode_header(data: bytes, checksum: Checksum) -> SegmentHeader | HeaderProb
 
 def _decode_current(data: bytes, checksum: Checksum) -> SegmentHeader | HeaderProblem:
     fixed = data[_FIXED_START:_CHECKSUM_OFFSET]
-    (_, _, kind, reason, header_bytes, key, parent, namespace, root, start, end, covers_from, reply, created, offset,
-     payload_bytes, payload_checksum) = _FIXED.unpack(fixed)  # fmt: skip
+    (_, _, kind, reason, header_bytes, key, parent, namespace, root, start, end, covers_from, reply, flags, block_tokens,
+     created, offset, payload_bytes, payload_checksum) = _FIXED.unpack(fixed)  # fmt: skip
     tokens = data[TOKENS_OFFSET:header_bytes]
     if checksum(fixed + tokens) != _U64.unpack_from(data, _CHECKSUM_OFFSET)[0]:
         return HeaderProblem.JUNK
@@ -227,7 +237,8 @@ def _decode_current(data: bytes, checksum: Checksum) -> SegmentHeader | HeaderPr
         return HeaderProblem.JUNK
     meta = SegmentMeta(
         key=key, kind=kind, parent=parent, namespace=namespace, root=root, start=start, end=end, tokens=tokens,
-        covers_from=covers_from, reason=reason, reply_start=None if reply == NO_REPLY else reply,
+        covers_from=covers_from, block_tokens=block_tokens, cuttable=bool(flags & FLAG_CUTTABLE), reason=reason,
+        reply_start=None if reply == NO_REPLY else reply,
     )  # fmt: skip
     return SegmentHeader(meta, created, payload_bytes, payload_checksum)
 

@@ -1,31 +1,9 @@
-"""Token ids as they travel and are stored: little-endian u32, packed into `bytes`. Pure.
+"""Arithmetic on packed tokens: little-endian u32 ids in `bytes`, as they travel and are stored. Pure.
 
 Packed bytes hash, compare and slice at memory speed; a Python list of ints does none of that.
 """
 
-import sys
-from array import array
-from collections.abc import Iterable
-
 TOKEN_BYTES = 4
-_NATIVE_IS_LITTLE = sys.byteorder == "little"
-
-
-def pack_tokens(tokens: Iterable[int]) -> bytes:
-    """Pack token ids. Raises OverflowError for an id outside [0, 2³²)."""
-    packed = array("I", tokens)
-    if not _NATIVE_IS_LITTLE:
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def unpack_tokens(packed: bytes) -> list[int]:
-    """The ids in `packed`. Raises ValueError when it is not a whole number of tokens."""
-    ids = array("I")
-    ids.frombytes(packed)
-    if not _NATIVE_IS_LITTLE:
-        ids.byteswap()
-    return ids.tolist()
 
 
 def num_tokens(packed: bytes) -> int:
