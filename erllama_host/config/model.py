@@ -43,7 +43,8 @@ class StubConfig(_Section, frozen=True):
         token_ms, prefill_ms_per_token, load_ms: how slow it pretends to be.
         emit: text to answer with instead of derived tokens.
         crash_after_tokens, hang_after_tokens: die with SIGKILL, or stop making progress, after so many tokens of one life.
-        crash_on_text: die when a prompt contains it. fail_load: fail to load, with this message. hang_in_load: never get ready.
+        crash_on_text: die when a prompt contains it. crash_once: a file to create at the first crash; while it exists, none follows.
+        fail_load: fail to load, with this message. hang_in_load: never get ready.
         kind: which KV behaviour to imitate.
     """
 
@@ -55,9 +56,10 @@ class StubConfig(_Section, frozen=True):
     crash_after_tokens: int | None = None
     hang_after_tokens: int | None = None
     crash_on_text: str | None = None
+    crash_once: str | None = None
     fail_load: str | None = None
     hang_in_load: bool = False
-    kind: Literal["attention", "recurrent", "uncached"] = "attention"
+    kind: Literal["attention", "recurrent", "hybrid", "uncached"] = "attention"
 
 
 class ModelConfig(_Section, frozen=True):

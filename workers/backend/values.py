@@ -1,4 +1,4 @@
-"""Value types of the backend seam: what a model is, what a decode takes and gives, what stored state is called. Pure."""
+"""Value types of the backend seam: what a model is, what a decode takes and gives, what stored state is. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,0 +1,83 @@
+"""Checks of calls on a backend, shared by the implementations. Pure.
+
+llama.cpp ends the process on some of these mistakes and silently computes nonsense on the others (a gap in positions, a
+duplicate), so every decode passes here first. The checks are vectorised: about 20 µs whatever the number of rows.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from erllama_host.errors import InvalidRequest
+from workers.backend.values import ContextShape, ModelFacts, PieceKind, Rows
+
+
+def check_rows(rows: Rows, shape: ContextShape, n_vocab: int, length: Callable[[int], int]) -> list[tuple[int, int]]:
+    """Assert that `rows` may be decoded, and return the sequences in it with their lengths before.
+
+    Args:
+        length: tokens a sequence has now.
+    """
+    num_rows = len(rows.tokens)
+    assert 0 < num_rows <= shape.max_rows, f"{num_rows} rows, allowed are 1 to {shape.max_rows}"
+    sizes = {len(rows.positions), len(rows.seqs), len(rows.outputs)}
+    assert sizes == {num_rows}, f"row arrays of different lengths: {num_rows} tokens, others {sizes}"
+    num_outputs = int(np.count_nonzero(rows.outputs))
+    assert num_outputs <= shape.max_outputs, f"{num_outputs} outputs, allowed are {shape.max_outputs}"
+    assert int(rows.tokens.min()) >= 0 and int(rows.tokens.max()) < n_vocab, "token id out of range"
+    assert int(rows.seqs.min()) >= 0 and int(rows.seqs.max()) < shape.num_seqs, "sequence id out of range"
+    if num_rows == 1:
+        return [_check_run(int(rows.seqs[0]), int(rows.positions[0]), 1, shape, length)]
+    return _check_runs(rows, shape, length)
+
+
+def _check_runs(rows: Rows, shape: ContextShape, length: Callable[[int], int]) -> list[tuple[int, int]]:
+    same_seq = rows.seqs[1:] == rows.seqs[:-1]
+    starts = np.concatenate(([0], np.flatnonzero(~same_seq) + 1))
+    ends = np.concatenate((starts[1:], [len(rows)]))
+    steps = np.diff(rows.positions)
+    assert bool(np.all(steps[same_seq] == 1)), "positions of a sequence are not consecutive"
+    seqs = rows.seqs[starts]
+    assert len(np.unique(seqs)) == len(seqs), "rows of one sequence are not neighbours"
+    return [
+        _check_run(int(seq), int(rows.positions[start]), int(end - start), shape, length)
+        for seq, start, end in zip(seqs, starts, ends, strict=True)
+    ]
+
+
+def _check_run(
+    seq: int, position: int, num_rows: int, shape: ContextShape, length: Callable[[int], int]
+) -> tuple[int, int]:
+    have = length(seq)
+    assert position == have, f"sequence {seq} has {have} tokens, its first row is at position {position}"
+    assert have + num_rows <= shape.n_ctx, f"sequence {seq} would have {have + num_rows} tokens, n_ctx is {shape.n_ctx}"
+    return seq, have
+
+
+def check_piece(start: int, end: int, kind: PieceKind, info: ModelFacts) -> None:
+    """Assert that such a piece can exist for this model."""
+    assert 0 <= start < end, f"piece [{start}, {end}) is empty or negative"
+    if kind is PieceKind.CELLS:
+        assert info.has_cells, "this model has no attention cells"
+    elif not info.has_cells:
+        assert start == 0, "a snapshot of a recurrent model starts at 0"
+
+
+def check_ids(ids: Sequence[int], n_vocab: int) -> None:
+    """Raise InvalidRequest unless every id is in `[0, n_vocab)`."""
+    if not len(ids):
+        return
+    worst = min(ids) if min(ids) < 0 else max(ids)
+    if not 0 <= worst < n_vocab:
+        raise InvalidRequest(f"token id {worst} is out of range, this model has ids 0 to {n_vocab - 1}", field="tokens")
+
+
+def check_embed_texts(texts: Sequence[Sequence[int]], shape: ContextShape, n_vocab: int) -> None:
+    """Raise InvalidRequest unless every text can be embedded in one computation."""
+    for ids in texts:
+        if not 0 < len(ids) <= shape.max_embed_tokens:
+            raise InvalidRequest(
+                f"a text to embed must have 1 to {shape.max_embed_tokens} tokens (n_ubatch), got {len(ids)}",
+                field="tokens",
+            )
+        check_ids(ids, n_vocab)
