@@ -289,9 +289,10 @@ class Rendered(_Answer, frozen=True):
 
 
 class Embed(_Body, frozen=True):
-    """Embed texts (packed ids each, or text)."""
+    """Embed several inputs at once: `tokens` (packed ids each) or `texts`, exactly one of the two."""
 
-    inputs: list[bytes | str]
+    tokens: list[bytes] | None = None
+    texts: list[str] | None = None
     normalize: bool = True
 
 

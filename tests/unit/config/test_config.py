@@ -1,0 +1,120 @@
+"""erllama.toml: every complaint names its key; defaults; tiers; directories."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from erllama_host.config import (
+    CacheConfig,
+    Config,
+    TierConfig,
+    find_paths,
+    load_config,
+    parse_config,
+    parse_model_config,
+)
+from erllama_host.errors import ConfigError
+
+BAD_FILES = [
+    ("[models.t]\npath='x'\nn_ctxx=3", "models.t.n_ctxx"),
+    ("[models.t]\npath='x'\nn_ctx='big'", "models.t.n_ctx"),
+    ("[models.t]\npath='x'\nn_ctx=0", "models.t.n_ctx"),
+    ("[models.t]\npath='x'\nn_seq_max=201", "models.t.n_seq_max"),
+    ("[models.t]\npath='x'\nn_ctx=100\nn_cells=50", "models.t.n_cells"),
+    ("[models.t]\nn_ctx=5", "models.t.path"),
+    ("[models.T]\npath='x'", "models.T"),
+    ("[models.t]\npath='x'\ntier='ram_file'", "models.t.tier"),
+    ("[models.t]\npath='x'\ntier_srv='nvme'", "models.t.tier_srv"),
+    ("[models.t]\npath='x'\ntier='ram'\ntier_srv='disk'", "models.t.tier_srv"),
+    ("[models.t]\npath='x'\nfingerprint='zz'", "models.t.fingerprint"),
+    ("[models.t]\npath='x'\nfingerprint_mode='fast_unsafe'", "models.t.fingerprint"),
+    ("[models.t]\npath='x'\nthinking_markers=['<think>']", "models.t.thinking_markers"),
+    ("[models.t]\npath='x'\nprompt_lookup=99", "models.t.prompt_lookup"),
+    ("[models.t.policy]\nmin_token=1", "models.t.policy.min_token"),
+    ("[cache]\nblock_tokens=3", "cache.block_tokens"),
+    ("[cache]\ndefault_tier='x'", "cache.default_tier"),
+    ("[cache.tiers.ram]\nkind='ram'", "cache.tiers.ram"),
+    ("[cache.tiers.nvme]\nkind='disk'", "cache.tiers.nvme.path"),
+    ("[host]\nmemory_low=0.95\nmemory_high=0.9", "host.memory_high"),
+    ("[host]\nheartbeat_timeout_s=0", "host.heartbeat_timeout_s"),
+    ("[hots]\nx=1", "hots"),
+    ("[models]\nx=1", "models.x"),
+    ("[", "erllama.toml"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "key"), BAD_FILES)
+def test_a_bad_file_names_the_key(text: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert caught.value.details["key"] == key
+    assert key in caught.value.message
+
+
+def test_no_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_config(tmp_path / "none.toml") == Config()
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "c.toml")
+
+
+def test_a_tier_is_found_by_kind_or_name() -> None:
+    config = parse_config(
+        "[cache.tiers.nvme]\nkind='disk'\npath='/x'\n[models.a]\npath='x'\ntier_srv='nvme'\n[models.b]\npath='x'\ntier='disk'"
+    )
+    assert config.cache.tiers["nvme"].path == "/x"
+    assert config.models["a"].tier_srv == "nvme"
+
+
+def test_load_options_are_checked_like_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_model_config({"path": "x", "n_ctxx": 1}, CacheConfig())
+    assert caught.value.details["key"] == "n_ctxx"
+    cache = CacheConfig(tiers={"fast": TierConfig(kind="ram_file", path="/y")})
+    assert parse_model_config({"path": "x", "tier": "ram_file"}, cache).tier == "ram_file"
+
+
+def test_paths_follow_the_environment() -> None:
+    paths = find_paths(
+        {
+            "ERLLAMA_HOME": "/h",
+            "ERLLAMA_RUN": "/r",
+            "ERLLAMA_CONFIG": "/c.toml",
+            "ERLLAMA_ENDPOINT": "tcp://127.0.0.1:1",
+        }
+    )
+    assert (str(paths.home), str(paths.run), str(paths.config_file)) == ("/h", "/r", "/c.toml")
+    assert paths.endpoint == "tcp://127.0.0.1:1"
+    assert find_paths(paths.environment()) == paths
+
+
+def test_two_run_directories_are_two_instances() -> None:
+    first, second = (find_paths({"ERLLAMA_HOME": "/h", "ERLLAMA_RUN": run}) for run in ("/r1", "/r2"))
+    assert first.instance != second.instance
+    assert first.endpoint == "ipc:///r1/clients.sock"
+
+
+def test_a_run_directory_too_long_for_sockets_says_so(tmp_path: Path) -> None:
+    paths = find_paths({"ERLLAMA_HOME": str(tmp_path / "h"), "ERLLAMA_RUN": str(tmp_path / ("d" * 100))})
+    with pytest.raises(ConfigError, match="ERLLAMA_RUN is too long"):
+        paths.prepare()
+
+
+def test_a_directory_open_to_others_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    os.chmod(run, 0o755)
+    paths = find_paths({"ERLLAMA_HOME": str(tmp_path / "h"), "ERLLAMA_RUN": str(run)})
+    with pytest.raises(ConfigError, match="chmod 700"):
+        paths.prepare()
+
+
+def test_prepared_directories_are_private(tmp_path: Path) -> None:
+    paths = find_paths({"ERLLAMA_HOME": str(tmp_path / "h"), "ERLLAMA_RUN": str(tmp_path / "r")})
+    paths.prepare()
+    for directory in (paths.home, paths.run, paths.run / "models", paths.logs):
+        assert directory.stat().st_mode & 0o777 == 0o700

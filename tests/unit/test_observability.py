@@ -1,0 +1,39 @@
+"""Log lines: one JSON object each, levels, rate limit."""
+
+import io
+import json
+
+from erllama_host.observability import Log
+
+
+def _lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_is_one_json_object() -> None:
+    stream = io.StringIO()
+    Log("controller", stream=stream).info("loaded", model="tiny", path="a\nb")
+    (line,) = _lines(stream)
+    assert (line["process"], line["level"], line["event"], line["model"]) == ("controller", "info", "loaded", "tiny")
+    assert line["path"] == "a\nb"
+
+
+def test_lower_levels_are_left_out() -> None:
+    stream = io.StringIO()
+    log = Log("x", level="warning", stream=stream)
+    log.debug("a")
+    log.info("b")
+    log.warning("c")
+    log.error("d")
+    assert [line["event"] for line in _lines(stream)] == ["c", "d"]
+
+
+def test_a_flood_becomes_one_line_and_a_count() -> None:
+    stream = io.StringIO()
+    log = Log("x", stream=stream)
+    for _ in range(5):
+        log.rate_limited("bad_message", interval_s=3600)
+    log.rate_limited("bad_message", interval_s=0)
+    lines = _lines(stream)
+    assert len(lines) == 2
+    assert lines[1]["suppressed"] == 4
