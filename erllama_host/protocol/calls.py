@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from erllama_host.protocol.inference import AdapterUse, ChatRequest
+from erllama_host.protocol.inference import ChatRequest
 
 
 class _Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
@@ -400,13 +400,3 @@ class Draft(_Body, frozen=True):
 
     tokens: bytes
     n: int = 8
-
-
-class WorkerInfo(_Body, frozen=True):
-    """Ask a worker for its part of ModelInfo."""
-
-
-class AdapterSet(_Answer, frozen=True):
-    """A set of adapters as requests carry it."""
-
-    adapters: list[AdapterUse] = []

@@ -66,7 +66,7 @@ MODEL_KINDS: dict[str, Kind] = {
     "fork": Kind(c.Session, c.SessionName),
     "verify": Kind(c.Verify, c.Verified),
     "draft": Kind(c.Draft, c.TokenList),
-    "worker_info": Kind(c.WorkerInfo, c.ModelInfo),
+    "worker_info": Kind(c.Nothing, c.ModelInfo),
 }
 """Requests to a model: `model` of the envelope names it; the controller forwards them unread."""
 
