@@ -1,6 +1,6 @@
 """Bodies of calls: one request, one `reply` (or `error`). Pure.
 
-Calls to the host are answered by the controller, calls to a model by its worker. Which is which, what they answer and
+Calls to the host (first half, to `CacheAnswer`) are answered by the controller, calls to a model by its worker. Which is which, what they answer and
 which role may send them stands in `kinds.py`.
 """
 
@@ -25,9 +25,6 @@ class Nothing(_Body, frozen=True):
 
 class Ok(_Answer, frozen=True):
     """Reply of calls that answer nothing else."""
-
-
-# ---- calls to the host -------------------------------------------------------------------------------------------
 
 
 class HostHello(_Answer, frozen=True):
@@ -237,9 +234,6 @@ class CacheAnswer(_Answer, frozen=True):
     """Reply of `cache`: whatever the operation answers."""
 
     result: dict[str, Any] = {}
-
-
-# ---- calls to a model --------------------------------------------------------------------------------------------
 
 
 class ModelStatus(_Answer, frozen=True):
