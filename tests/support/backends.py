@@ -41,7 +41,7 @@ def rows_of(*runs, outputs="last") -> Rows:
 def feed(backend, seq, tokens, chunk=None):
     """Decode `tokens` onto the end of `seq`; returns a copy of the logits after the last."""
     tokens = list(tokens)
-    chunk = chunk or backend.shape.max_rows
+    chunk = chunk or backend.limits.max_rows
     for index in range(0, len(tokens), chunk):
         part = tokens[index : index + chunk]
         status = backend.decode(rows_of((seq, backend.length(seq), part)))

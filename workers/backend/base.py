@@ -4,11 +4,11 @@ Two implementations stand behind it, `llama/` (llama.cpp through ctypes) and `st
 one contract suite, `tests/contracts/test_backend_contract.py`.
 
 Threads. A backend is opened, used and closed by one thread, the engine. Three things may be called from any thread:
-every method of `Backend.vocabulary`, `Backend.abort`, and reading `Backend.info` and `Backend.shape`, which never
+every method of `Backend.vocabulary`, `Backend.abort`, and reading `Backend.info` and `Backend.limits`, which never
 change.
 
-Sequences. Ids are `[0, shape.num_seqs)`. A sequence is the KV of tokens `[0, length)`, always gapless from position 0;
-`length` 0 is an empty sequence. There are more ids than requests run at once (`shape.num_slots`), so that finished
+Sequences. Ids are `[0, limits.num_seqs)`. A sequence is the KV of tokens `[0, length)`, always gapless from position 0;
+`length` 0 is an empty sequence. There are more ids than requests run at once (`limits.num_slots`), so that finished
 sequences can stay as live cache. Whatever further ids an implementation needs inside are not visible here.
 
 Values and errors. What a caller must expect (no free cells, a piece that does not fit, a sequence that cannot be cut)
@@ -17,16 +17,17 @@ native library, which would abort the process or, worse, go on with wrong state.
 library itself failed: the context is not to be trusted any more and the worker must end.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from erllama_host.kv.keys import ContextShape
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.values import (
     BackendFault,
-    ContextShape,
+    ContextLimits,
     DecodeStatus,
     Footprint,
     KvMode,
@@ -42,7 +43,7 @@ from workers.backend.values import (
 __all__ = [
     "Backend",
     "BackendFault",
-    "ContextShape",
+    "ContextLimits",
     "DecodeStatus",
     "Footprint",
     "KvMode",
@@ -138,12 +139,12 @@ class Backend(Protocol):
     def info(self) -> ModelFacts: ...
 
     @property
-    def shape(self) -> ContextShape: ...
+    def limits(self) -> ContextLimits: ...
 
     @property
-    def kv_facts(self) -> Mapping[str, str | int | float | bool]:
-        """Everything besides model, adapters and tokens that changes the KV's bytes or their meaning: for
-        ctx_params_hash.
+    def kv_shape(self) -> ContextShape:
+        """What changes the KV's bytes or their meaning, besides model, adapters and tokens: input of
+        `ctx_params_hash`.
         """
         ...
 
@@ -224,6 +225,13 @@ class Backend(Protocol):
         """UNCACHED until `self_check` or `assume`."""
         ...
 
+    def cuttable(self, start: int, end: int, kind: PieceKind) -> bool:
+        """Whether such a piece may be restored with `use_end < end`.
+
+        True for cells of full attention; for a sliding window only where the piece is no longer than it; else False.
+        """
+        ...
+
     def piece_size(self, seq: int, start: int, end: int, kind: PieceKind) -> int:
         """Bytes `pack` will write; 0 where the range cannot be packed (cells gone, or a snapshot not at the sequence's
         end).
@@ -242,9 +250,9 @@ class Backend(Protocol):
     def restore(self, seq: int, start: int, end: int, kind: PieceKind, address: int, size: int, use_end: int) -> bool:
         """Append the piece of tokens `[start, end)` to `seq`, which has `start` tokens, and keep `[0, use_end)`.
 
-        `start < use_end <= end`; where `info.can_truncate` is False, `use_end == end`. There, CELLS are not usable
-        alone: a SNAPSHOT must follow (it may start at 0, or where the CELLS end) before the sequence is decoded,
-        shared or packed; `length` counts the cells meanwhile.
+        `start < use_end <= end`, and `use_end == end` unless the piece is `cuttable`. Without `info.can_truncate`,
+        CELLS are not usable alone: a SNAPSHOT must follow (it may start at 0, or where the CELLS end) before the
+        sequence is decoded, shared or packed; `length` counts the cells meanwhile.
 
         Returns:
             False where the bytes are no such piece, or no cells are free; `seq` then still has `start` tokens, or is
@@ -296,7 +304,7 @@ class Backend(Protocol):
         """One pooled vector, shape (n_embd,), per text; split over as few computations as `max_embed_tokens` allows.
 
         Args:
-            texts: token ids, each 1 to `shape.max_embed_tokens` long.
+            texts: token ids, each 1 to `limits.max_embed_tokens` long.
             normalize: scale to Euclidean length 1.
 
         Raises:

@@ -9,29 +9,29 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from erllama_host.errors import InvalidRequest
-from workers.backend.values import ContextShape, ModelFacts, PieceKind, Rows
+from workers.backend.values import ContextLimits, ModelFacts, PieceKind, Rows
 
 
-def check_rows(rows: Rows, shape: ContextShape, n_vocab: int, length: Callable[[int], int]) -> list[tuple[int, int]]:
+def check_rows(rows: Rows, limits: ContextLimits, n_vocab: int, length: Callable[[int], int]) -> list[tuple[int, int]]:
     """Assert that `rows` may be decoded, and return the sequences in it with their lengths before.
 
     Args:
         length: tokens a sequence has now.
     """
     num_rows = len(rows.tokens)
-    assert 0 < num_rows <= shape.max_rows, f"{num_rows} rows, allowed are 1 to {shape.max_rows}"
+    assert 0 < num_rows <= limits.max_rows, f"{num_rows} rows, allowed are 1 to {limits.max_rows}"
     sizes = {len(rows.positions), len(rows.seqs), len(rows.outputs)}
     assert sizes == {num_rows}, f"row arrays of different lengths: {num_rows} tokens, others {sizes}"
     num_outputs = int(np.count_nonzero(rows.outputs))
-    assert num_outputs <= shape.max_outputs, f"{num_outputs} outputs, allowed are {shape.max_outputs}"
+    assert num_outputs <= limits.max_outputs, f"{num_outputs} outputs, allowed are {limits.max_outputs}"
     assert int(rows.tokens.min()) >= 0 and int(rows.tokens.max()) < n_vocab, "token id out of range"
-    assert int(rows.seqs.min()) >= 0 and int(rows.seqs.max()) < shape.num_seqs, "sequence id out of range"
+    assert int(rows.seqs.min()) >= 0 and int(rows.seqs.max()) < limits.num_seqs, "sequence id out of range"
     if num_rows == 1:
-        return [_check_run(int(rows.seqs[0]), int(rows.positions[0]), 1, shape, length)]
-    return _check_runs(rows, shape, length)
+        return [_check_run(int(rows.seqs[0]), int(rows.positions[0]), 1, limits, length)]
+    return _check_runs(rows, limits, length)
 
 
-def _check_runs(rows: Rows, shape: ContextShape, length: Callable[[int], int]) -> list[tuple[int, int]]:
+def _check_runs(rows: Rows, limits: ContextLimits, length: Callable[[int], int]) -> list[tuple[int, int]]:
     same_seq = rows.seqs[1:] == rows.seqs[:-1]
     starts = np.concatenate(([0], np.flatnonzero(~same_seq) + 1))
     ends = np.concatenate((starts[1:], [len(rows)]))
@@ -40,17 +40,19 @@ def _check_runs(rows: Rows, shape: ContextShape, length: Callable[[int], int]) -
     seqs = rows.seqs[starts]
     assert len(np.unique(seqs)) == len(seqs), "rows of one sequence are not neighbours"
     return [
-        _check_run(int(seq), int(rows.positions[start]), int(end - start), shape, length)
+        _check_run(int(seq), int(rows.positions[start]), int(end - start), limits, length)
         for seq, start, end in zip(seqs, starts, ends, strict=True)
     ]
 
 
 def _check_run(
-    seq: int, position: int, num_rows: int, shape: ContextShape, length: Callable[[int], int]
+    seq: int, position: int, num_rows: int, limits: ContextLimits, length: Callable[[int], int]
 ) -> tuple[int, int]:
     have = length(seq)
     assert position == have, f"sequence {seq} has {have} tokens, its first row is at position {position}"
-    assert have + num_rows <= shape.n_ctx, f"sequence {seq} would have {have + num_rows} tokens, n_ctx is {shape.n_ctx}"
+    assert have + num_rows <= limits.n_ctx, (
+        f"sequence {seq} would have {have + num_rows} tokens, n_ctx is {limits.n_ctx}"
+    )
     return seq, have
 
 
@@ -72,12 +74,12 @@ def check_ids(ids: Sequence[int], n_vocab: int) -> None:
         raise InvalidRequest(f"token id {worst} is out of range, this model has ids 0 to {n_vocab - 1}", field="tokens")
 
 
-def check_embed_texts(texts: Sequence[Sequence[int]], shape: ContextShape, n_vocab: int) -> None:
+def check_embed_texts(texts: Sequence[Sequence[int]], limits: ContextLimits, n_vocab: int) -> None:
     """Raise InvalidRequest unless every text can be embedded in one computation."""
     for ids in texts:
-        if not 0 < len(ids) <= shape.max_embed_tokens:
+        if not 0 < len(ids) <= limits.max_embed_tokens:
             raise InvalidRequest(
-                f"a text to embed must have 1 to {shape.max_embed_tokens} tokens (n_ubatch), got {len(ids)}",
+                f"a text to embed must have 1 to {limits.max_embed_tokens} tokens (n_ubatch), got {len(ids)}",
                 field="tokens",
             )
         check_ids(ids, n_vocab)

@@ -4,22 +4,13 @@ They are the model's own distribution, before temperature, cuts, penalties and g
 requests.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from erllama_host.protocol.inference import TokenLogprobs
 from workers.backend.values import Logits
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """Log probability of the chosen token, and the likeliest tokens with theirs, likeliest first."""
-
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-def logprob_of(logits: Logits, token: int, num_top: int) -> TokenLogprob:
+def logprob_of(logits: Logits, token: int, num_top: int) -> TokenLogprobs:
     """Log-softmax of `logits`, shape (n_vocab,), at `token` and at its `num_top` largest entries.
 
     About 50 µs for a vocabulary of 49 000. A row of -inf only (cannot come from a model) gives nan.
@@ -33,4 +24,4 @@ def logprob_of(logits: Logits, token: int, num_top: int) -> TokenLogprob:
         # Ties are ordered by id, so that equal logits give equal reports.
         best = best[np.lexsort((best, -logits[best]))]
         top = [(int(token_id), float(logits[token_id]) - normalizer) for token_id in best]
-    return TokenLogprob(float(logits[token]) - normalizer, top)
+    return TokenLogprobs(float(logits[token]) - normalizer, top)

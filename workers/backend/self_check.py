@@ -25,7 +25,9 @@ def run_self_check(backend: Backend) -> SelfCheck:
     started = time.perf_counter()
     mode = candidate_mode(backend.info)
     backend.assume(mode)
-    reason = _failure(backend, _plan(backend.info, mode)) if backend.shape.n_ctx > 2 * PIECE_TOKENS else "n_ctx is tiny"
+    reason = (
+        _failure(backend, _plan(backend.info, mode)) if backend.limits.n_ctx > 2 * PIECE_TOKENS else "n_ctx is tiny"
+    )
     backend.clear(_SEQ)
     if reason:
         mode = KvMode.UNCACHED

@@ -101,7 +101,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class ContextShape:
+class ContextLimits:
     """The dimensions of the context, as made.
 
     Attributes:
@@ -130,8 +130,8 @@ class Rows:
     Rows of one sequence are neighbours and in order, and continue it: the first position is its length.
 
     Attributes:
-        tokens, positions, seqs: int32, shape (n,), 1 <= n <= `shape.max_rows`.
-        outputs: bool, shape (n,): which rows need logits; at most `shape.max_outputs`.
+        tokens, positions, seqs: int32, shape (n,), 1 <= n <= `limits.max_rows`.
+        outputs: bool, shape (n,): which rows need logits; at most `limits.max_outputs`.
     """
 
     tokens: TokenIds

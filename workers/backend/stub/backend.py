@@ -1,7 +1,7 @@
 """`StubBackend`: the backend protocol over a hash chain. See the package's docstring."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from erllama_host.config.model import ModelConfig
 from erllama_host.errors import InvalidRequest
+from erllama_host.kv.keys import ContextShape
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Progress
 from workers.backend.checks import check_embed_texts, check_piece, check_rows
+from workers.backend.limits import resolve_limits
 from workers.backend.self_check import run_self_check
-from workers.backend.shape import resolve_shape
 from workers.backend.stub.brain import Brain, Digest
 from workers.backend.stub.memory import CELL, StubMemory
 from workers.backend.stub.mishaps import Mishaps
@@ -28,7 +29,7 @@ from workers.backend.stub.vocabulary import (
     StubVocabulary,
 )
 from workers.backend.values import (
-    ContextShape,
+    ContextLimits,
     DecodeStatus,
     Footprint,
     KvMode,
@@ -64,20 +65,14 @@ class StubBackend:
         stub = config.stub
         self.vocabulary = StubVocabulary()
         self.info = _facts(stub.kind)
-        self.shape: ContextShape = resolve_shape(
+        self.limits: ContextLimits = resolve_limits(
             config,
             n_ctx_train=N_CTX_TRAIN,
             has_recurrent=self.info.has_recurrent,
             seqs_per_id=1,
             num_inner_seqs=0,
         )
-        self.kv_facts: Mapping[str, str | int | float | bool] = {
-            "library": self.info.build,
-            "kind": stub.kind,
-            "salt": stub.salt,
-            "type_k": config.type_k,
-            "type_v": config.type_v,
-        }
+        self.kv_shape = _kv_shape(config)
         script = self.vocabulary.tokenize(stub.emit, parse_special=True) if stub.emit else []
         self._brain = Brain(stub.salt, script)
         self._mishaps = mishaps
@@ -93,7 +88,7 @@ class StubBackend:
 
     def decode(self, rows: Rows) -> DecodeStatus:
         memory = self._context()
-        runs = check_rows(rows, self.shape, VOCAB_SIZE, memory.length)
+        runs = check_rows(rows, self.limits, VOCAB_SIZE, memory.length)
         for seq, _ in runs:
             assert memory.is_usable(seq), f"sequence {seq} has cells but lacks its snapshot"
         self._outputs = {}
@@ -172,6 +167,9 @@ class StubBackend:
     def kv_mode(self) -> KvMode:
         return self._mode
 
+    def cuttable(self, start: int, end: int, kind: PieceKind) -> bool:
+        return self.info.can_truncate
+
     def piece_size(self, seq: int, start: int, end: int, kind: PieceKind) -> int:
         check_piece(start, end, kind, self.info)
         return self._memory.piece_size(seq, start, end, kind) if self._memory is not None else 0
@@ -184,7 +182,7 @@ class StubBackend:
         memory = self._context()
         check_piece(start, end, kind, self.info)
         assert memory.length(seq) == start, f"piece starts at {start}, sequence {seq} has {memory.length(seq)} tokens"
-        assert start < use_end <= end and (use_end == end or self.info.can_truncate)
+        assert start < use_end <= end and (use_end == end or self.cuttable(start, end, kind))
         return memory.restore(seq, start, end, kind, address, size) and (
             use_end == end or memory.truncate(seq, use_end)
         )
@@ -203,13 +201,13 @@ class StubBackend:
         return self._memory is not None
 
     def footprint(self) -> Footprint:
-        return Footprint(host_context_bytes=self.shape.num_cells * CELL.itemsize if self._memory is not None else 0)
+        return Footprint(host_context_bytes=self.limits.num_cells * CELL.itemsize if self._memory is not None else 0)
 
     def _context(self) -> StubMemory:
         if self._memory is None:
             self._memory = StubMemory(
-                self.shape.num_cells,
-                self.shape.num_seqs,
+                self.limits.num_cells,
+                self.limits.num_seqs,
                 has_cells=self.info.has_cells,
                 has_recurrent=self.info.has_recurrent,
             )
@@ -244,7 +242,7 @@ class StubBackend:
     # --- embeddings --------------------------------------------------------------------------------------------------
 
     def embed(self, texts: Sequence[Sequence[int]], *, normalize: bool) -> list[NDArray[np.float32]]:
-        check_embed_texts(texts, self.shape, VOCAB_SIZE)
+        check_embed_texts(texts, self.limits, VOCAB_SIZE)
         vectors = []
         for ids in texts:
             digest = Digest()
@@ -256,6 +254,27 @@ class StubBackend:
 
     def close(self) -> None:
         self.drop_context()
+
+
+def _kv_shape(config: ModelConfig) -> ContextShape:
+    """The stub's salt and kind take the place of the library: other answers must never meet in the cache."""
+    return ContextShape(
+        type_k=config.type_k,
+        type_v=config.type_v,
+        kv_rotation=False,
+        flash_attn=config.flash_attn,
+        rope_scaling="none",
+        rope_freq_base=config.rope_freq_base or 0.0,
+        rope_freq_scale=config.rope_freq_scale or 0.0,
+        rope_factors="none",
+        yarn_ext_factor=0.0,
+        yarn_attn_factor=0.0,
+        yarn_beta_fast=0.0,
+        yarn_beta_slow=0.0,
+        yarn_orig_ctx=0,
+        swa_mode="none",
+        llama_build=f"stub 1 {config.stub.kind} {config.stub.salt} {config.stub.emit}",
+    )
 
 
 def _facts(kind: str) -> ModelFacts:

@@ -2,7 +2,7 @@
 
 from erllama_host.config.model import ModelConfig
 from erllama_host.errors import ModelLoadFailed
-from workers.backend.values import ContextShape
+from workers.backend.values import ContextLimits
 
 DEFAULT_N_CTX_MAX = 8192
 MAX_NATIVE_SEQS = 256
@@ -15,9 +15,9 @@ MIN_OUTPUTS = 32
 """Output rows bound the compute buffer (514 → 26 MiB for gemma's vocabulary at 16), so there are few."""
 
 
-def resolve_shape(
+def resolve_limits(
     config: ModelConfig, *, n_ctx_train: int, has_recurrent: bool, seqs_per_id: int, num_inner_seqs: int
-) -> ContextShape:
+) -> ContextLimits:
     """The context's dimensions.
 
     Args:
@@ -35,7 +35,7 @@ def resolve_shape(
         )
     retained = NUM_RETAINED_RECURRENT if has_recurrent else NUM_RETAINED
     outputs = max(MIN_OUTPUTS, config.n_seq_max * (1 + config.prompt_lookup))
-    return ContextShape(
+    return ContextLimits(
         n_ctx=n_ctx,
         num_cells=config.n_cells or 2 * n_ctx,
         num_slots=config.n_seq_max,
