@@ -1,7 +1,7 @@
 """Bodies of calls: one request, one `reply` (or `error`). Pure.
 
-Calls to the host (first half, to `CacheAnswer`) are answered by the controller, calls to a model by its worker. Which is which, what they answer and
-which role may send them stands in `kinds.py`.
+Calls to the host (the first half, to `CacheAnswer`) are answered by the controller, calls to a model by its worker. Which is
+which, what they answer and which role may send them stands in `kinds.py`.
 """
 
 from typing import Any
