@@ -291,6 +291,19 @@ class Lost(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     incarnation: str = ""
 
 
+class Moved(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """Event `moved`, unasked, with an empty ref: the worker of `model` (envelope) has ended, or a new one serves. A hint.
+
+    Clients that lately sent something to the model get it; they resume their streams of it now instead of after
+    SILENCE_BEFORE_RESUME_S.
+
+    Attributes:
+        incarnation: of the worker that serves now; empty while none does.
+    """
+
+    incarnation: str = ""
+
+
 class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     """Body of `error`: errors.py tells what the codes mean."""
 

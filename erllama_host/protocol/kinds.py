@@ -75,6 +75,7 @@ EVENT_KINDS: dict[str, type[Any]] = {
     "tokens": i.Tokens,
     "done": i.Done,
     "lost": i.Lost,
+    "moved": i.Moved,
     "error": i.ErrorBody,
     "progress": c.LoadProgress,
 }

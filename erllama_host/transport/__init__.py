@@ -1,0 +1,1 @@
+"""ZeroMQ sockets, endpoints, keys; what processes of the host share of them."""

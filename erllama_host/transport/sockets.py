@@ -1,0 +1,76 @@
+"""ZeroMQ sockets as every process of the host uses them, and how to read and write them without ever blocking.
+
+Rules, with what they prevent:
+- A ROUTER has ROUTER_MANDATORY: at the default it silently drops what a peer cannot take (18 000 of 20 000 messages, measured).
+- A ROUTER has ROUTER_HANDOVER: a peer that reconnects before its old connection is noticed to be gone is not locked out.
+- Nobody blocks on a send: what cannot be sent is reported to the caller, who drops it and counts it; streams heal by resume.
+- Message size is bounded by libzmq itself (MAXMSGSIZE), before memory is spent.
+- Linger is short, so that a process leaves although its peer is gone.
+"""
+
+from collections.abc import Sequence
+
+import zmq
+
+from erllama_host.protocol.envelope import MAX_BODY_BYTES, MAX_ENVELOPE_BYTES
+
+DEFAULT_HIGH_WATER_MARK = 20_000
+LINGER_MS = 500
+TCP_HEARTBEAT_MS = 3_000
+TCP_HEARTBEAT_TIMEOUT_MS = 12_000
+
+Frames = Sequence[bytes]
+
+
+def router(
+    context: zmq.Context[zmq.Socket[bytes]], high_water_mark: int = DEFAULT_HIGH_WATER_MARK
+) -> zmq.Socket[bytes]:
+    """A ROUTER, not yet bound. `high_water_mark`: messages one slow peer may leave unread."""
+    socket = context.socket(zmq.ROUTER)
+    _common(socket, high_water_mark)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    return socket
+
+
+def dealer(
+    context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, high_water_mark: int = DEFAULT_HIGH_WATER_MARK
+) -> zmq.Socket[bytes]:
+    """A DEALER under a routing id (`ids.new_routing_id`), not yet connected. It reconnects by itself, fast at first."""
+    socket = context.socket(zmq.DEALER)
+    _common(socket, high_water_mark)
+    socket.setsockopt(zmq.ROUTING_ID, routing_id)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    return socket
+
+
+def _common(socket: zmq.Socket[bytes], high_water_mark: int) -> None:
+    socket.setsockopt(zmq.SNDHWM, high_water_mark)
+    socket.setsockopt(zmq.RCVHWM, high_water_mark)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_BODY_BYTES + MAX_ENVELOPE_BYTES)
+    # Meaningful over tcp: a peer whose machine vanished is noticed.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, TCP_HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_HEARTBEAT_TIMEOUT_MS)
+
+
+def send(socket: zmq.Socket[bytes], frames: Frames) -> bool:
+    """Send one message without blocking; False when it cannot be sent: no such peer (any more), or its pipe is full."""
+    try:
+        socket.send_multipart(frames, flags=zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.EHOSTUNREACH, zmq.EFSM):
+            return False
+        raise
+    return True
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """The next message, or None when none is there."""
+    try:
+        return socket.recv_multipart(flags=zmq.NOBLOCK)
+    except zmq.Again:
+        return None
