@@ -37,6 +37,8 @@ class Refusal(Enum):
 
     NO_BUDGET = "no_budget"
     BEING_WRITTEN = "being_written"
+    NO_PARENT = "no_parent"
+    """The block before it is neither stored nor being written, so nobody could reach it."""
     RECOVERING = "recovering"
     NO_SPACE = "no_space"
     """The filesystem is full although the budget is not."""

@@ -1,0 +1,58 @@
+"""What the catalog wants done to files and workers. It decides; the service carries out, in order. Pure."""
+
+from dataclasses import dataclass
+
+from cache_daemon.entries import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Unlink:
+    """Remove a file. It need not exist."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Rename a file within its tier: into the pool of recyclable files, or out of it to a writer."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetMapping:
+    """Tell a worker to unmap a file that was unlinked; its bytes count until it has."""
+
+    owner: str
+    tier: str
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """A reservation ended without a word from its writer: it may have linked the file before.
+
+    Remove the temporary file first: after that no link can succeed. Then look at the final name, and adopt what is good there.
+    """
+
+    tier: str
+    identity: Identity
+    temporary: str
+    final: str
+    target_tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """Write a copy of a published file into another tier, durably; then say `carried` or `carry_failed`."""
+
+    identity: Identity
+    source: str
+    tier: str
+    temporary: str
+    final: str
+    file_bytes: int
+
+
+Action = Unlink | Move | ForgetMapping | Salvage | Carry
