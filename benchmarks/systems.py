@@ -1,0 +1,76 @@
+"""What is compared: systems that stream tokens. The clock starts when the call is made and is read at the client."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One streamed request, in milliseconds from the call.
+
+    Attributes:
+        arrivals_ms: when each message with tokens arrived.
+        num_tokens: tokens received in all.
+        kind: how the host says its cache was hit; empty for peers.
+    """
+
+    arrivals_ms: tuple[float, ...]
+    total_ms: float
+    num_tokens: int
+    kind: str = ""
+
+    @property
+    def ttft_ms(self) -> float:
+        """Request made → first token read."""
+        return self.arrivals_ms[0]
+
+
+class System(Protocol):
+    """A server of one model, with room for as many streams as are asked of it at a time."""
+
+    name: str
+
+    def stream(self, prompt: Sequence[int], num_tokens: int) -> Timing:
+        """Generate exactly `num_tokens` greedily, past any end token. Called from several threads at a time."""
+
+
+def burst(system: System, prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[list[Timing], float]:
+    """Send all prompts at once, one thread each.
+
+    Returns:
+        The timings in the order of `prompts`, and the seconds from the start until the last one ended.
+
+    Raises:
+        Exception: whatever the first failing request raised.
+    """
+    timings: list[Timing | None] = [None] * len(prompts)
+    failures: list[Exception] = []
+    gate = threading.Barrier(len(prompts) + 1)
+
+    def ask(index: int) -> None:
+        gate.wait()
+        try:
+            timings[index] = system.stream(prompts[index], num_tokens)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    gate.wait()
+    started = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    wall_s = time.perf_counter() - started
+    if failures:
+        raise failures[0]
+    return [timing for timing in timings if timing is not None], wall_s
+
+
+def aggregate_tokens_per_s(system: System, prompts: Sequence[Sequence[int]], num_tokens: int) -> float:
+    """Tokens per second of all streams together, from the first request sent to the last token read."""
+    timings, wall_s = burst(system, prompts, num_tokens)
+    return sum(timing.num_tokens for timing in timings) / wall_s
