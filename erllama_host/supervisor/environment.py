@@ -1,0 +1,65 @@
+"""Defaults for the variables that circus.ini uses, so that `circusd circus.ini` works by itself.
+
+circus.ini has no way to give a variable a default. But circusd reads it twice: first for its own logging, then for everything
+else. In between it loads the logging configuration, circusd-logging.ini, whose handler is `CircusdHandler`: creating it checks
+the directories and fills in what the environment lacks. The second reading then finds every variable.
+"""
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from erllama_host.config import Config, Paths, find_paths, load_config
+from erllama_host.errors import ConfigError
+from erllama_host.process import ExitCode
+
+
+def circus_variables(paths: Paths, config: Config) -> dict[str, str]:
+    """Every variable that circus.ini mentions, and those that lead child processes to the same host."""
+    return {
+        **paths.environment(),
+        "ERLLAMA_PYTHON": sys.executable,
+        "ERLLAMA_LOG_MAX_BYTES": str(config.host.log_max_bytes),
+        "ERLLAMA_LOG_BACKUPS": str(config.host.log_backups),
+        "ERLLAMA_HEARTBEAT_TIMEOUT_S": str(config.host.heartbeat_timeout_s),
+    }
+
+
+def fill_in_environment() -> None:
+    """Prepare the directories of the host and set what is missing of `circus_variables`.
+
+    A configuration that cannot be used ends the process here, with the reason on stderr: nothing has been started yet.
+    """
+    try:
+        paths = find_paths()
+        paths.prepare()
+        variables = circus_variables(paths, load_config(paths.config_file))
+    except ConfigError as error:
+        sys.stderr.write(f"{error.message}\n")
+        sys.exit(ExitCode.BAD_CONFIG)
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+class CircusdHandler(logging.StreamHandler[Any]):
+    """circusd's log: lines of the same form as those of the other processes (observability.py), on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        fill_in_environment()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One JSON object."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": "circusd",
+            "pid": os.getpid(),
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = logging.Formatter().formatException(record.exc_info)
+        return json.dumps(line)

@@ -1,0 +1,97 @@
+"""Is a host running in these directories, and under which pids? Read from the files that its processes hold."""
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from erllama_host.config import Paths
+
+PARENT_FILE = "host.pid"
+CIRCUSD_FILE = "circusd.pid"
+
+
+@dataclass(frozen=True)
+class HostState:
+    """Pids are 0 where there is no such process; a host started by `circusd circus.ini` has no parent."""
+
+    parent_pid: int = 0
+    circusd_pid: int = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether there is anything to stop."""
+        return bool(self.parent_pid or self.circusd_pid)
+
+    @property
+    def pid(self) -> int:
+        """The process to name to a person, and to signal: whoever is on top."""
+        return self.parent_pid or self.circusd_pid
+
+
+def host_state(paths: Paths) -> HostState:
+    """What runs in `paths.run`. Changes nothing; a stale pid file counts for nothing."""
+    return HostState(_holder_of(paths.run / PARENT_FILE), _circusd(paths.run / CIRCUSD_FILE))
+
+
+def hold(path: Path, wait_s: float = 1.0) -> IO[str] | None:
+    """Take the lock file `path` for the life of this process and write our pid into it; None when somebody else has it.
+
+    Args:
+        wait_s: how long to wait for a holder that is leaving, or only looking (`host_state`).
+    """
+    file = path.open("a+", encoding="ascii")
+    give_up_at = time.monotonic() + wait_s
+    while not _try_lock(file):
+        if time.monotonic() >= give_up_at:
+            file.close()
+            return None
+        time.sleep(0.02)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_pid(path: Path) -> int:
+    """The pid in a file; 0 when there is none."""
+    try:
+        return int(path.read_text(encoding="ascii") or 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _holder_of(path: Path) -> int:
+    """Pid of the process that holds the lock file; 0 when nobody does, whatever the file says."""
+    try:
+        with path.open(encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return read_pid(path)
+    except OSError:
+        return 0
+    return 0
+
+
+def _circusd(path: Path) -> int:
+    """Pid in circusd's pid file, if that process is a circusd of ours: pids are used again after a crash."""
+    pid = read_pid(path)
+    try:
+        process = psutil.Process(pid) if pid else None
+        if process is not None and process.status() != psutil.STATUS_ZOMBIE:
+            return pid if any("circus" in part for part in process.cmdline()) else 0
+    except psutil.Error:
+        return 0
+    return 0

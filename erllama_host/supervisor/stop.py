@@ -1,0 +1,99 @@
+"""Stopping a host: drain, end the supervisor, and make sure that nothing is left: processes, sockets, shared memory."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+
+from erllama_host.config import Paths
+from erllama_host.supervisor.handshake import ask_drain
+from erllama_host.supervisor.leftovers import clean_run_directory, remove_shared_memory
+from erllama_host.supervisor.state import HostState, host_state
+
+SIGNAL_AGAIN_S = 1.0
+POLL_S = 0.02
+
+Progress = Callable[[str], None]
+
+
+def stop_host(
+    paths: Paths,
+    *,
+    timeout_s: float = 60.0,
+    now: bool = False,
+    drain_s: float = 20.0,
+    on_progress: Progress | None = None,
+) -> bool:
+    """Stop the host in `paths`; returns when nothing of it runs any more. False when none was running.
+
+    Args:
+        timeout_s: for the end of the processes after the drain; whoever is left then is killed.
+        now: no drain, no saves: kill.
+        drain_s: how long running requests may go on.
+    """
+    progress = on_progress or (lambda _: None)
+    state = host_state(paths)
+    family = _family(state)
+    if state.running and not now:
+        progress("letting requests finish and saving")
+        ask_drain(paths.ipc("clients.sock"), drain_s, drain_s + timeout_s)
+        progress("ending the processes")
+        family = _merge(family, _family(state))
+        _end(state, family, timeout_s)
+    _kill(family)
+    clean_run_directory(paths.run)
+    remove_shared_memory(paths.run)
+    return state.running
+
+
+def _family(state: HostState) -> list[psutil.Process]:
+    """Every process of the host, the top first: killed in this order, nobody is left who could start another."""
+    found: list[psutil.Process] = []
+    for pid in (state.parent_pid, state.circusd_pid):
+        try:
+            if pid:
+                top = psutil.Process(pid)
+                found = _merge(found, [top, *top.children(recursive=True)])
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _merge(first: list[psutil.Process], more: list[psutil.Process]) -> list[psutil.Process]:
+    return first + [process for process in more if process not in first]
+
+
+def _end(state: HostState, family: list[psutil.Process], timeout_s: float) -> None:
+    """SIGTERM to the top, again and again (circusd may miss one), until all of `family` are gone or time is up."""
+    give_up_at = time.monotonic() + timeout_s
+    signal_at = 0.0
+    while any(map(_alive, family)) and time.monotonic() < give_up_at:
+        if time.monotonic() >= signal_at:
+            _terminate(state.pid)
+            signal_at = time.monotonic() + SIGNAL_AGAIN_S
+        time.sleep(POLL_S)
+
+
+def _terminate(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+
+
+def _kill(family: list[psutil.Process]) -> None:
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=5)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
