@@ -1,0 +1,142 @@
+"""The import of llama_cpp, and what every other module of the package needs from the library as a whole.
+
+llama-cpp-python's low-level API moves with llama.cpp, so the functions used are checked here, once, by name: a
+missing one is a clear error at load time and not an AttributeError in the middle of a request.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from erllama_host.errors import ModelLoadFailed
+
+# Without it a failing assertion in ggml starts a debugger to print a backtrace, which can hang the dying process.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+import llama_cpp
+
+from workers.backend.llama.required import REQUIRED
+
+lib: Any = llama_cpp.llama_cpp
+"""The low-level API: untyped, hence the `Any`s of this package."""
+
+_ERROR_LEVEL = 4
+_INFO_LEVEL = 2
+_CONTINUATION_LEVEL = 5
+_log = logging.getLogger("llama.cpp")
+
+
+class NativeLog:
+    """llama.cpp's log: passed on to `logging`, and its last error kept, which is the reason a load failed.
+
+    Filled by whatever thread is inside llama.cpp; the worker has one such thread at a time that logs errors.
+    """
+
+    def __init__(self) -> None:
+        self._last_error = ""
+        self._captured: list[str] | None = None
+
+    def take(self, level: int, text: str) -> None:
+        """One message. Dots of progress bars come as continuations and are nothing to keep."""
+        line = text.strip()
+        if not line or not line.strip("."):
+            return
+        if self._captured is not None:
+            self._captured.append(line)
+        if level >= _ERROR_LEVEL:
+            self._last_error = line
+        python_level = {3: logging.WARNING, _ERROR_LEVEL: logging.ERROR}.get(level, logging.DEBUG)
+        _log.log(python_level, "%s", line)
+
+    def clear(self) -> None:
+        """Forget earlier errors: call before something whose reason will be asked for."""
+        self._last_error = ""
+
+    def reason(self, fallback: str) -> str:
+        """The last error since `clear`, or `fallback` where llama.cpp gave none."""
+        return self._last_error or fallback
+
+    @contextmanager
+    def captured(self) -> Iterator[list[str]]:
+        """Collect every line while inside: some facts (buffer sizes) are in the log and nowhere else."""
+        lines: list[str] = []
+        self._captured = lines
+        try:
+            yield lines
+        finally:
+            self._captured = None
+
+
+NATIVE_LOG = NativeLog()
+
+
+def _on_log(level: int, text: bytes, _user_data: Any) -> None:
+    NATIVE_LOG.take(level, text.decode(errors="replace"))
+
+
+# The library keeps the pointer, so the callback object must live as long as the process.
+_LOG_CALLBACK = lib.llama_log_callback(_on_log)
+_initialized = False
+
+
+def initialize() -> None:
+    """Prepare the library; once per process, further calls do nothing.
+
+    Raises:
+        ModelLoadFailed: the installed version lacks a function that is needed.
+    """
+    global _initialized
+    if _initialized:
+        return
+    missing = [name for name in REQUIRED if not hasattr(lib, name)]
+    if missing:
+        raise ModelLoadFailed(
+            f"llama-cpp-python {llama_cpp.__version__} is not supported: it lacks {', '.join(missing)}; "
+            "install the version that erllama-host[host] asks for"
+        )
+    lib.llama_log_set(_LOG_CALLBACK, None)
+    lib.llama_backend_init()
+    _initialized = True
+
+
+def build_name() -> str:
+    """Version and machine of the library: KV made by another build is not ours to use."""
+    native = lib.llama_version().decode(errors="replace")
+    return f"llama-cpp-python {llama_cpp.__version__}, llama.cpp {native}, {platform.machine()}"
+
+
+def system_name() -> str:
+    """CPU features and devices that llama.cpp found."""
+    return str(lib.llama_print_system_info().decode(errors="replace")).strip()
+
+
+class AbortFlag:
+    """Stops a decode from another thread, without Python in the loop.
+
+    llama.cpp asks an abort callback hundreds of times per decode. As a Python callback that takes the GIL each time:
+    beside a busy second thread a step went from 12 to 1 069 ms. So the callback is libc's `strlen` and its argument a
+    two-byte buffer: the length of the string is 0, "go on", until the first byte is set. Owner of the buffer: this
+    object, which must outlive every context that it is installed in.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(2)
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+        self._callback = lib.ggml_abort_callback(strlen)
+
+    def install(self, context: Any) -> None:
+        lib.llama_set_abort_callback(context, self._callback, ctypes.cast(self._buffer, ctypes.c_void_p))
+
+    def set(self) -> None:
+        """From any thread: one byte, written at once."""
+        self._buffer[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._buffer[0] = b"\x00"
+
+    def is_set(self) -> bool:
+        return self._buffer[0] != b"\x00"
