@@ -93,7 +93,6 @@ class Stream:
     events: list[_Event] = field(default_factory=list)
     sent: int = 0
     fixed: int = 0
-    last_sent_at: float = float("-inf")
     held: bool = False
     cancelling: bool = False
     end: tuple[str, Done | ErrorBody] | None = None
@@ -107,22 +106,15 @@ class Streams:
         self,
         incarnation: str,
         *,
-        interval_s: float = 0.0,
         max_ahead_tokens: int = MAX_AHEAD_TOKENS,
         lost_after_s: float = CLIENT_LOST_AFTER_S,
     ) -> None:
-        """
-        Args:
-            interval_s: tokens within it leave as one event; the first of a stream leaves at once.
-        """
         self._incarnation = incarnation
-        self._interval_s = interval_s
         self._max_ahead = max_ahead_tokens
         self._lost_after_s = lost_after_s
         self._active: dict[str, Stream] = {}
         self._unread: OrderedDict[str, Stream] = OrderedDict()
         self._settled: OrderedDict[str, tuple[float, Stream]] = OrderedDict()
-        self._due: dict[str, Stream] = {}
 
     # ---- what is known -------------------------------------------------------------------------------------------
 
@@ -229,7 +221,7 @@ class Streams:
         )
 
     def generated(self, report: Generated, now: float) -> list[Effect]:
-        """Take in tokens; what is due leaves at once, the rest with `flush`."""
+        """Take in tokens; they leave at once, unless the client has no credit."""
         stream = self._active.get(report.ref)
         if stream is None:
             return []
@@ -240,7 +232,7 @@ class Streams:
         if not stream.held and stream.num_tokens - stream.granted >= self._max_ahead:
             stream.held = True
             effects.append(Hold(stream.ref, True))
-        return effects + self._send_due(stream, now)
+        return effects + self._send_pending(stream, now)
 
     def ended(self, ref: str, kind: str, body: Done | ErrorBody, now: float) -> list[Effect]:
         """The request is over: `done` or `error`."""
@@ -251,19 +243,10 @@ class Streams:
         self._unread[ref] = stream
         effects = self._send_pending(stream, now)
         while len(self._unread) > MAX_UNREAD:
-            old, _ = self._unread.popitem(last=False)
-            self._due.pop(old, None)
+            self._unread.popitem(last=False)
         return effects
 
     # ---- time ----------------------------------------------------------------------------------------------------
-
-    def flush(self, now: float) -> list[Effect]:
-        """Send what has waited for `interval_s`."""
-        return [effect for stream in list(self._due.values()) for effect in self._send_due(stream, now)]
-
-    def next_flush(self) -> float | None:
-        """When `flush` has something to do; None is never."""
-        return min((stream.last_sent_at + self._interval_s for stream in self._due.values()), default=None)
 
     def expire(self, now: float) -> list[Effect]:
         """Cancel streams without a sign of life, end those that expired before they reached the engine, forget old ones."""
@@ -306,24 +289,14 @@ class Streams:
             effects.append(Hold(stream.ref, False))
         return effects
 
-    def _send_due(self, stream: Stream, now: float) -> list[Effect]:
-        """Send what the interval lets go; remember the stream for `flush` if it is early."""
-        if now - stream.last_sent_at >= self._interval_s:
-            return self._send_pending(stream, now)
-        if stream.sent < len(stream.events) and stream.events[stream.sent].first_index < stream.granted:
-            self._due[stream.ref] = stream
-        return []
-
     def _send_pending(self, stream: Stream, now: float) -> list[Effect]:
         """Send everything that credit allows, and the end after it."""
         effects: list[Effect] = []
-        self._due.pop(stream.ref, None)
         while stream.sent < len(stream.events):
             event = stream.events[stream.sent]
             if event.first_index >= stream.granted and event.ids:
                 break
             stream.sent += 1
-            stream.last_sent_at = now
             effects.append(Send(stream.peer, stream.ref, "tokens", event.body()))
         stream.fixed = max(stream.fixed, stream.sent)
         if stream.end is not None and stream.sent == len(stream.events) and not stream.end_sent:
@@ -333,7 +306,6 @@ class Streams:
         return effects
 
     def _settle(self, stream: Stream, now: float) -> None:
-        self._due.pop(stream.ref, None)
         self._settled[stream.ref] = (now, stream)
         while len(self._settled) > MAX_SETTLED:
             self._settled.popitem(last=False)
