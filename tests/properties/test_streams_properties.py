@@ -19,7 +19,7 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now = 0.0
-        self.streams = Streams("i", interval_s=0.02, max_ahead_tokens=MAX_AHEAD, lost_after_s=1e9)
+        self.streams = Streams("i", max_ahead_tokens=MAX_AHEAD, lost_after_s=1e9)
         self.streams.open(REF, ME, 0.0, credit=4)
         self.held = False
         self.made = 0
@@ -62,7 +62,6 @@ class Conversation(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.001, 0.02, 1.0]))
     def wait(self, seconds):
         self.now += seconds
-        self.run(self.streams.flush(self.now))
         self.run(self.streams.expire(self.now))
 
     @rule(count=st.integers(0, 6))

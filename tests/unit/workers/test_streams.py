@@ -39,24 +39,14 @@ def test_a_stream_is_accepted_streamed_and_ended():
     assert streams.num_active == 0
 
 
-def test_tokens_within_the_interval_leave_as_one_event():
-    streams = opened(interval_s=1.0)
-    assert indices(streams.generated(tokens(0, 1), 0.0)) == [(0, [1])]
-    assert streams.generated(tokens(1, 2), 0.1) == []
-    assert streams.generated(tokens(2, 3), 0.2) == []
-    assert streams.next_flush() == 1.0
-    assert indices(streams.flush(0.5)) == []
-    effects = streams.flush(1.0)
-    assert indices(effects) == [(1, [2, 3])]
-    assert sent(effects)[0].parts == [Part("text", "xx")]
-    assert streams.next_flush() is None
-
-
-def test_the_end_takes_what_waits_with_it():
-    streams = opened(interval_s=1.0)
+def test_tokens_that_wait_leave_as_one_event():
+    streams = opened(credit=1)
     streams.generated(tokens(0, 1), 0.0)
     streams.generated(tokens(1, 2), 0.1)
-    assert [effect.kind for effect in streams.ended(REF, "done", DONE, 0.2)] == ["tokens", "done"]
+    streams.generated(tokens(2, 3), 0.2)
+    effects = streams.credit(REF, ME, 1, 0.3)
+    assert indices(effects) == [(1, [2, 3])]
+    assert sent(effects)[0].parts == [Part("text", "xx")]
 
 
 def test_out_of_credit_tokens_wait_and_the_engine_is_held():
