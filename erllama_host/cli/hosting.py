@@ -1,0 +1,174 @@
+"""`up`, `down`, `status`: the host as a whole."""
+
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erllama_host.cli.connection import config_of, open_client, paths_of
+from erllama_host.cli.exits import Exit
+from erllama_host.cli.options import ConfigFile, JsonFlag
+from erllama_host.cli.output import note, print_json, print_table
+from erllama_host.cli.words import bytes_text, duration_text, plural
+
+if TYPE_CHECKING:
+    from erllama_host.config import Paths
+    from erllama_host.protocol.calls import HostStatus
+    from erllama_host.supervisor import RunningHost
+
+
+def up(
+    ctx: typer.Context,
+    detach: Annotated[
+        bool,
+        typer.Option("-d", "--detach", help="Run in the background; return when the host answers.", show_default=False),
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="With -d: return when the models of erllama.toml are loaded.", show_default=False),
+    ] = False,
+    config: ConfigFile = None,
+) -> int:
+    """Start the host, and the models of erllama.toml.
+
+    In the foreground it shows what happens until Ctrl-C, which lets requests finish, saves, and stops; a second Ctrl-C stops at
+    once.
+
+    [dim]Examples:[/dim]
+
+      erllama up -d
+      erllama up --config deploy/erllama.example.toml
+    """
+    from erllama_host.cli.progress import waiting
+    from erllama_host.supervisor import host_state, start_host
+
+    paths = paths_of(ctx, config)
+    parsed = config_of(paths)
+    with waiting("starting the host") as on_progress:
+        running = start_host(paths, parsed, detach=detach, on_progress=on_progress)
+    note(f"the host is up, pid {host_state(paths).pid}; clients connect to {paths.endpoint}")
+    if not detach:
+        return _attend(ctx, running)
+    if wait and parsed.models:
+        return _wait_for_models(ctx, set(parsed.models))
+    return Exit.OK
+
+
+def _attend(ctx: typer.Context, running: "RunningHost") -> int:
+    """Show the events of a host in the foreground until it ends, or until we are told to end it."""
+    from erllama_host.cli.events import follow_events
+
+    note("Ctrl-C stops it")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with open_client(ctx) as host:
+            follow_events(host, is_over=lambda: running.wait(0) is not None)
+        return Exit.OK if running.wait() == 0 else Exit.FAILED
+    except KeyboardInterrupt:
+        _stop(running.paths)
+        running.wait(5.0)
+        return Exit.OK
+
+
+def _wait_for_models(ctx: typer.Context, wanted: set[str]) -> int:
+    """Wait until none of `wanted` is loading; says which of them failed."""
+    import time
+
+    from erllama_host.cli.progress import waiting
+
+    with open_client(ctx) as host, waiting(f"loading {plural(len(wanted), 'model')}"):
+        while True:
+            models = {model.model_id: model for model in host.list_models() if model.model_id in wanted}
+            if all(model.status not in ("loading", "restarting") for model in models.values()):
+                break
+            time.sleep(0.2)
+    failed = [model for model in models.values() if model.status == "failed"]
+    for model in failed:
+        note(f"{model.model_id} has failed: {model.last_failure or 'see its log'}")
+    return Exit.MODEL_FAILED if failed else Exit.OK
+
+
+def down(
+    ctx: typer.Context,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for requests, do not save.", show_default=False)
+    ] = False,
+) -> int:
+    """Stop the host: let requests finish, save, end every process.
+
+    Ctrl-C while it waits stops the host at once.
+
+    [dim]Examples:[/dim]
+
+      erllama down
+      erllama down --now
+    """
+    from erllama_host.supervisor import host_state
+
+    paths = paths_of(ctx)
+    if not host_state(paths).running:
+        note(f"no host runs in {paths.run}")
+        return Exit.NO_HOST
+    _stop(paths, now)
+    return Exit.OK
+
+
+def _stop(paths: "Paths", now: bool = False) -> None:
+    """Stop in order; a Ctrl-C meanwhile ends the patience."""
+    from erllama_host.cli.progress import waiting
+    from erllama_host.supervisor import stop_host
+
+    try:
+        with waiting("stopping the host") as on_progress:
+            drain_s = config_of(paths).host.drain_s
+            stop_host(paths, now=now, drain_s=drain_s, on_progress=on_progress)
+    except KeyboardInterrupt:
+        note("stopping at once")
+        stop_host(paths, now=True)
+    note("the host is down")
+
+
+def status(ctx: typer.Context, as_json: JsonFlag = False) -> None:
+    """Show the host: its processes, restarts and last failures.
+
+    [dim]Examples:[/dim]
+
+      erllama status
+      erllama status --json | jq .hello.components
+    """
+    from erllama_host.cli.screens import models_table, processes_table
+
+    with open_client(ctx) as host:
+        found = host.host_status()
+    if as_json:
+        print_json(found)
+        return
+    for line in _headlines(found):
+        print(line)
+    print()
+    print_table(processes_table(found.processes))
+    print_table(models_table(found.models))
+
+
+def _headlines(status: "HostStatus") -> list[str]:
+    """Who answers, since when, built on what, with how much memory."""
+    import time
+
+    hello = status.hello
+    lines = [
+        f"erllama {hello.version}, protocol {hello.protocol}, up {duration_text(max(0.0, time.time() - hello.started_at))}"
+        + (", draining" if hello.draining else "")
+        + ("" if hello.cache_available else ", cache away"),
+        f"run {hello.run_dir}  home {hello.home}",
+    ]
+    if hello.components:
+        lines.append("  ".join(f"{name} {version}" for name, version in sorted(hello.components.items())))
+    if status.memory:
+        lines.append(
+            "memory: " + ", ".join(f"{name} {_memory_text(name, value)}" for name, value in status.memory.items())
+        )
+    return lines
+
+
+def _memory_text(name: str, value: float) -> str:
+    return bytes_text(value) if name.endswith("bytes") else f"{value:.0%}" if 0 < value <= 1 else f"{value:g}"

@@ -1,0 +1,118 @@
+"""What commands print: a table on a terminal, tab-separated lines when piped, JSON with `--json`.
+
+Commands describe their result once, as a `Table` and as plain data; this module chooses the form. Notes for the person at the
+keyboard (`note`) go to stderr, so that stdout can always be piped.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+WIDE_COLUMNS = 120
+"""From this width on a terminal shows the columns marked `wide` too."""
+
+STATUS_STYLE = {
+    "idle": "green",
+    "running": "green",
+    "active": "green",
+    "ok": "green",
+    "prefilling": "cyan",
+    "generating": "cyan",
+    "loading": "yellow",
+    "restarting": "yellow",
+    "stopping": "yellow",
+    "warning": "yellow",
+    "failed": "bold red",
+    "problem": "bold red",
+    "stopped": "red",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `wide`: only on wide terminals, and when piped. `fold`: long text continues on the next line."""
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    wide: bool = False
+    status: bool = False
+    fold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under columns; `empty` is said instead of a table without rows."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    empty: str = ""
+    title: str = ""
+
+
+def console(stream: TextIO | None = None) -> "Console":
+    """A rich console on stdout, or on `stream`; without colour where NO_COLOR says so or nothing would show it."""
+    from rich.console import Console
+
+    return Console(file=stream or sys.stdout, highlight=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout: indented on a terminal, one line when piped."""
+    from erllama_host.cli.plain import plain
+
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(plain(value), indent=indent, ensure_ascii=False), flush=True)
+
+
+def print_table(table: Table, target: "Console | None" = None) -> None:
+    """Print for a person when stdout is a terminal, else as lines of tab-separated cells below a line of titles."""
+    if target is None and not sys.stdout.isatty():
+        print_lines(table)
+        return
+    screen = target or console()
+    if not table.rows:
+        screen.print(table.empty, style="dim", markup=False)
+        return
+    screen.print(rich_table(table, screen.width))
+
+
+def print_lines(table: Table, stream: TextIO | None = None) -> None:
+    """Tab-separated lines; a tab or line break inside a cell becomes a space."""
+    out = stream or sys.stdout
+    for row in [[column.title for column in table.columns], *table.rows]:
+        out.write("\t".join(" ".join(cell.split()) for cell in row) + "\n")
+    out.flush()
+
+
+def rich_table(table: Table, width: int) -> "RichTable":
+    """The table for a terminal of `width` columns."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = [index for index, column in enumerate(table.columns) if width >= WIDE_COLUMNS or not column.wide]
+    made = RichTable(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=table.title or None, title_justify="left"
+    )
+    for index in shown:
+        column = table.columns[index]
+        overflow: Literal["fold", "ellipsis"] = "fold" if column.fold else "ellipsis"
+        made.add_column(column.title, justify=column.justify, no_wrap=not column.fold, overflow=overflow)
+    for row in table.rows:
+        cells = []
+        for index in shown:
+            style = STATUS_STYLE.get(row[index].split(" ")[0], "") if table.columns[index].status else ""
+            cells.append(Text(row[index], style=style))
+        made.add_row(*cells)
+    return made
+
+
+def note(text: str) -> None:
+    """One line for the person at the keyboard, on stderr."""
+    print(text, file=sys.stderr, flush=True)
