@@ -78,7 +78,7 @@ def _read_stream(connection: http.client.HTTPConnection, body: dict[str, Any]) -
         if event.get("stop"):
             break
     total_ms = (time.perf_counter() - started) * 1e3
-    return Timing(tuple(arrivals or [total_ms]), total_ms, predicted)
+    return Timing(started, tuple(arrivals or [total_ms]), total_ms, predicted)
 
 
 def server_command(binary: Path, model: Path, port: int, n_seq_max: int, n_ctx: int) -> list[str]:

@@ -1,5 +1,6 @@
 """What is compared: systems that stream tokens. The clock starts when the call is made and is read at the client."""
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ class Timing:
     """One streamed request, in milliseconds from the call.
 
     Attributes:
+        called_at_s: `time.perf_counter()` of the call.
         arrivals_ms: when each message with tokens arrived.
         num_tokens: tokens received in all.
         kind: how the host says its cache was hit; empty for peers.
     """
 
+    called_at_s: float
     arrivals_ms: tuple[float, ...]
     total_ms: float
     num_tokens: int
@@ -26,6 +29,15 @@ class Timing:
     def ttft_ms(self) -> float:
         """Request made → first token read."""
         return self.arrivals_ms[0]
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Rate from the first token to the last; the first message carries one token."""
+        return (self.num_tokens - 1) / (self.arrivals_ms[-1] - self.arrivals_ms[0]) * 1e3
+
+    def moments_s(self) -> list[float]:
+        """The arrivals on the clock of `called_at_s`."""
+        return [self.called_at_s + arrival / 1e3 for arrival in self.arrivals_ms]
 
 
 class System(Protocol):
@@ -74,3 +86,12 @@ def aggregate_tokens_per_s(system: System, prompts: Sequence[Sequence[int]], num
     """Tokens per second of all streams together, from the first request sent to the last token read."""
     timings, wall_s = burst(system, prompts, num_tokens)
     return sum(timing.num_tokens for timing in timings) / wall_s
+
+
+def gaps_within(stream: Timing, prefill: Timing) -> list[float]:
+    """Milliseconds between neighbouring arrivals of `stream` of which at least one lies within the prefill."""
+    start, end = prefill.called_at_s, prefill.moments_s()[0]
+    moments = stream.moments_s()
+    return [
+        (later - earlier) * 1e3 for earlier, later in itertools.pairwise(moments) if later > start and earlier < end
+    ]

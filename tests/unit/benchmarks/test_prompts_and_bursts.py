@@ -34,7 +34,7 @@ class _Echo:
     def stream(self, prompt: Sequence[int], num_tokens: int) -> Timing:
         if prompt[0] < 0:
             raise OSError("gone")
-        return Timing(arrivals_ms=(float(prompt[0]), 9.0), total_ms=9.0, num_tokens=num_tokens)
+        return Timing(called_at_s=1.0, arrivals_ms=(float(prompt[0]), 9.0), total_ms=9.0, num_tokens=num_tokens)
 
 
 def test_a_burst_keeps_the_order_of_its_prompts() -> None:
@@ -47,6 +47,12 @@ def test_the_aggregate_counts_every_stream() -> None:
     started = time.perf_counter()
     rate = aggregate_tokens_per_s(_Echo(), [[1], [2]], 10)
     assert rate >= 20 / (time.perf_counter() - started)
+
+
+def test_timings_tell_rates_and_moments() -> None:
+    timing = Timing(called_at_s=2.0, arrivals_ms=(100.0, 600.0, 1100.0), total_ms=1100.0, num_tokens=101)
+    assert timing.decode_tokens_per_s == pytest.approx(100.0)
+    assert timing.moments_s() == pytest.approx([2.1, 2.6, 3.1])
 
 
 def test_a_failed_request_fails_the_burst() -> None:

@@ -1,0 +1,101 @@
+"""What the host costs where nothing is cached: a decoded token, and a call that does nothing."""
+
+import time
+from collections.abc import Callable
+
+from benchmarks.arithmetic import interleaved, median, percentile
+from benchmarks.echo import bare_round_trip
+from benchmarks.figures import Figure, Target
+from benchmarks.host import BenchmarkHost, HostModel, benchmark_host
+from benchmarks.inprocess import InProcessLoop, in_process_loop
+from benchmarks.setting import Setting
+
+PART = "overhead"
+N_CTX = 2048
+PROMPT_TOKENS = 32
+NUM_TOKENS = 256
+CALLS_PER_ROUND = 200
+DECODE_TARGET = Target(at_least=0.98)
+
+
+def run(setting: Setting) -> list[Figure]:
+    """Decode and round trips, each side by side with its floor."""
+    with benchmark_host() as host, in_process_loop(setting.model, N_CTX) as loop:
+        model = host.load(setting.model, "tiny", n_ctx=N_CTX, n_seq_max=1)
+        stub = host.load_stub("stub", n_ctx=N_CTX, n_seq_max=1)
+        return [
+            *_decode(setting, model, loop),
+            _own_cost(setting, stub),
+            *_round_trips(setting, host, model),
+        ]
+
+
+def _decode(setting: Setting, model: HostModel, loop: InProcessLoop) -> list[Figure]:
+    """One stream. Every round has a prompt of its own, so that nothing of it is cached or live."""
+    llama_decode_ms: list[float] = []
+
+    def host_rate(number: int) -> float:
+        prompt = setting.corpus.prompt(100 + number, PROMPT_TOKENS)
+        return model.stream(prompt, NUM_TOKENS).decode_tokens_per_s
+
+    def loop_rate(number: int) -> float:
+        answer = loop.generate([setting.corpus.prompt(100 + number, PROMPT_TOKENS)], NUM_TOKENS)
+        llama_decode_ms.append(answer["decode_s"] / answer["num_tokens"] * 1e3)
+        return answer["num_tokens"] / answer["wall_s"]
+
+    samples = interleaved({"host": host_rate, loop.name: loop_rate}, setting.repeats(7, 3))
+    ours, theirs = median(samples["host"]), median(samples[loop.name])
+    share_us = (1e3 / ours - median(llama_decode_ms)) * 1e3
+    return [
+        Figure(PART, "single-stream decode", ours, "tokens/s", loop.name, theirs, DECODE_TARGET, samples=samples),
+        Figure(
+            PART,
+            "step outside llama_decode, 1 stream",
+            share_us,
+            "µs",
+            loop.name,
+            _loop_share_us(theirs, llama_decode_ms),
+        ),
+    ]
+
+
+def _loop_share_us(tokens_per_s: float, llama_decode_ms: list[float]) -> float:
+    return (1e3 / tokens_per_s - median(llama_decode_ms)) * 1e3
+
+
+def _own_cost(setting: Setting, stub: HostModel) -> Figure:
+    """With a backend that computes nothing a token costs what scheduler, sockets and client cost; less would be nothing at all."""
+    rates = [
+        stub.stream(setting.corpus.prompt(200 + number, PROMPT_TOKENS), 1024).decode_tokens_per_s
+        for number in range(setting.repeats(5, 2))
+    ]
+    return Figure(PART, "a token through the whole host with a stub, 1 stream", 1e6 / median(rates), "µs")
+
+
+def _round_trips(setting: Setting, host: BenchmarkHost, model: HostModel) -> list[Figure]:
+    with bare_round_trip() as bare:
+        calls: dict[str, Callable[[], float]] = {
+            "call to the controller": lambda: _seconds(host.client.hello),
+            "call to a model": lambda: _seconds(model.model.status),
+            "bare ZeroMQ": bare,
+        }
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(setting.repeats(5, 2)):
+            for name, call in calls.items():
+                samples[name] += [call() * 1e6 for _ in range(CALLS_PER_ROUND)]
+    floor = median(samples["bare ZeroMQ"])
+    return [
+        Figure(PART, f"{name}, round trip", median(samples[name]), "µs", "bare ZeroMQ", floor, note=_p99(samples[name]))
+        for name in calls
+        if name != "bare ZeroMQ"
+    ]
+
+
+def _p99(samples_us: list[float]) -> str:
+    return f"p99 {percentile(samples_us, 99):.0f}"
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
