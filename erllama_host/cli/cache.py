@@ -1,19 +1,17 @@
 """`erllama cache ls | stats | gc | evict | verify`: look into the KV cache that all models share, and tidy it."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.exits import Exit
-from erllama_host.cli.options import JsonFlag, OptionalModelName
+from erllama_host.cli.options import JsonFlag, OptionalModelName, flag
 from erllama_host.cli.output import note, print_json, print_table
 from erllama_host.errors import InvalidRequest
 
-app = typer.Typer(name="cache", help="Look into the KV cache, and tidy it.")
 
-
-@app.command("ls")
 def list_segments(
     ctx: typer.Context,
     model: OptionalModelName = None,
@@ -22,7 +20,8 @@ def list_segments(
 ) -> None:
     """List cached segments, the most valuable first.
 
-    [dim]Example:[/dim] erllama cache ls tiny -n 10
+    Examples:
+        $ erllama cache ls tiny -n 10
     """
     from erllama_host.cli.cache_screens import segments_table
 
@@ -33,11 +32,11 @@ def list_segments(
         print_table(segments_table(result))
 
 
-@app.command()
 def stats(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Show bytes and budgets per tier, segments per model, and hits and misses.
+    """Show bytes and budgets per tier, and hits and misses.
 
-    [dim]Example:[/dim] erllama cache stats
+    Examples:
+        $ erllama cache stats
     """
     from erllama_host.cli.cache_screens import stats_tables
 
@@ -49,65 +48,67 @@ def stats(ctx: typer.Context, as_json: JsonFlag = False) -> None:
         print_table(table)
 
 
-@app.command()
 def gc(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """Drop what nobody can use any more, and count the bytes anew.
 
-    [dim]Example:[/dim] erllama cache gc
+    Examples:
+        $ erllama cache gc
     """
     _tidy(ctx, as_json, "gc")
 
 
-@app.command()
 def evict(
     ctx: typer.Context,
     model: OptionalModelName = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Only this row and what continues it (hex).", show_default=False)
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Of all models.", show_default=False)] = False,
-    pinned: Annotated[bool, typer.Option("--pinned", help="Pinned ones, too.", show_default=False)] = False,
+    everything: Annotated[bool, flag("--all", help="Of all models.")] = False,
+    pinned: Annotated[bool, flag("--pinned", help="Pinned ones, too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Drop cached segments: of a model, of one row, or all. What is being read stays.
+    """Drop cached segments of a model, of one row, or all.
 
-    [dim]Examples:[/dim]
+    What is being read at the moment stays.
 
-      erllama cache evict tiny
-      erllama cache evict --all --pinned
+    Examples:
+        $ erllama cache evict tiny
+        $ erllama cache evict --all --pinned
     """
     if sum((model is not None, key is not None, everything)) != 1:
         raise InvalidRequest("say what to evict: exactly one of MODEL, --key and --all", field="model")
     _tidy(ctx, as_json, "evict", model=model, key=key, everything=everything, pinned=pinned)
 
 
-@app.command()
 def verify(ctx: typer.Context, model: OptionalModelName = None, as_json: JsonFlag = False) -> int:
-    """Read every segment and compare checksums; remove what is corrupt. Leaves with 1 if anything was.
+    """Compare the checksums of all segments; remove corrupt ones.
 
-    [dim]Example:[/dim] erllama cache verify
+    Leaves with 1 if anything was corrupt.
+
+    Examples:
+        $ erllama cache verify
     """
     result = _tidy(ctx, as_json, "verify", model=model)
     return Exit.FAILED if result.get("corrupt") else Exit.OK
 
 
-@app.command()
 def pin(
     ctx: typer.Context, key: Annotated[str, typer.Argument(help="Key of the row (hex), as in finish_key.")]
 ) -> None:
     """Keep a row from eviction.
 
-    [dim]Example:[/dim] erllama cache pin 5f0c...
+    Examples:
+        $ erllama cache pin 5f0c...
     """
     _call(ctx, "pin", key=key)
     note("pinned")
 
 
-@app.command()
 def unpin(ctx: typer.Context, key: Annotated[str, typer.Argument(help="Key of the row (hex).")]) -> None:
     """Let a pinned row be evicted again.
 
-    [dim]Example:[/dim] erllama cache unpin 5f0c...
+    Examples:
+        $ erllama cache unpin 5f0c...
     """
     _call(ctx, "unpin", key=key)
     note("not pinned any more")
@@ -133,3 +134,14 @@ def _tidy(ctx: typer.Context, as_json: bool, op: str, **arguments: Any) -> dict[
     else:
         print_table(outcome_table(result))
     return result
+
+
+COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("ls", list_segments),
+    ("stats", stats),
+    ("gc", gc),
+    ("evict", evict),
+    ("verify", verify),
+    ("pin", pin),
+    ("unpin", unpin),
+)

@@ -46,14 +46,13 @@ def chat(
     ] = 0.95,
     seed: Seed = None,
 ) -> None:
-    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest.
+    """Talk with a model on the terminal.
 
-    Reads questions line by line when stdin is no terminal.
+    Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest. Reads questions line by line when stdin is no terminal.
 
-    [dim]Examples:[/dim]
-
-      erllama chat tiny
-      erllama chat tiny --system "Answer in one sentence." -t 0
+    Examples:
+        $ erllama chat tiny
+        $ erllama chat tiny --system "Answer in one sentence." -t 0
     """
     params: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
     if max_tokens is not None:

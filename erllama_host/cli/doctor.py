@@ -7,26 +7,25 @@ import typer
 
 from erllama_host.cli.connection import paths_of
 from erllama_host.cli.exits import Exit
-from erllama_host.cli.options import JsonFlag
+from erllama_host.cli.options import JsonFlag, flag
 from erllama_host.cli.output import Column, Table, print_json, print_table
 from erllama_host.doctor.finding import Finding
 
 
 def doctor(
     ctx: typer.Context,
-    fix: Annotated[bool, typer.Option("--fix", help="Mend what is harmless to mend.", show_default=False)] = False,
-    show_all: Annotated[bool, typer.Option("-a", "--all", help="Show what is fine, too.", show_default=False)] = False,
+    fix: Annotated[bool, flag("--fix", help="Mend what is harmless to mend.")] = False,
+    show_all: Annotated[bool, flag("-a", "--all", help="Show what is fine, too.")] = False,
     as_json: JsonFlag = False,
 ) -> int:
-    """Look for what keeps a host from working, and say what to do. Works while no host runs.
+    """Find what keeps a host from working, and what to do.
 
-    Leaves with 1 when a problem remains.
+    Works while no host runs, too. Leaves with 1 when a problem remains.
 
-    [dim]Examples:[/dim]
-
-      erllama doctor
-      erllama doctor --fix
-      erllama doctor --json | jq '.findings[] | select(.severity == "problem")'
+    Examples:
+        $ erllama doctor
+        $ erllama doctor --fix
+        $ erllama doctor --json | jq '.findings[] | select(.severity == "problem")'
     """
     from erllama_host.cli.progress import waiting
     from erllama_host.doctor.context import gather

@@ -41,11 +41,10 @@ def events(
 
     With --json, one object a line.
 
-    [dim]Examples:[/dim]
-
-      erllama events -n 50
-      erllama events -f --model tiny
-      erllama events -f --json | jq -c 'select(.name == "gave_up")'
+    Examples:
+        $ erllama events -n 50
+        $ erllama events -f --model tiny
+        $ erllama events -f --json | jq -c 'select(.name == "gave_up")'
     """
     with open_client(ctx) as host:
         found = host.events(since=0, limit=_ALL)

@@ -7,7 +7,7 @@ import typer
 
 from erllama_host.cli.connection import config_of, open_client, paths_of
 from erllama_host.cli.exits import Exit
-from erllama_host.cli.options import ConfigFile, JsonFlag
+from erllama_host.cli.options import ConfigFile, JsonFlag, flag
 from erllama_host.cli.output import note, print_json, print_table
 from erllama_host.cli.words import bytes_text, duration_text, plural
 
@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 def up(
     ctx: typer.Context,
     detach: Annotated[
-        bool,
-        typer.Option("-d", "--detach", help="Run in the background; return when the host answers.", show_default=False),
+        bool, flag("-d", "--detach", help="Run in the background; return when the host answers.")
     ] = False,
-    wait: Annotated[
-        bool,
-        typer.Option("--wait", help="With -d: return when the models of erllama.toml are loaded.", show_default=False),
-    ] = False,
+    wait: Annotated[bool, flag("--wait", help="With -d: return when the models of erllama.toml are loaded.")] = False,
     config: ConfigFile = None,
 ) -> int:
     """Start the host, and the models of erllama.toml.
@@ -34,10 +30,9 @@ def up(
     In the foreground it shows what happens until Ctrl-C, which lets requests finish, saves, and stops; a second Ctrl-C stops at
     once.
 
-    [dim]Examples:[/dim]
-
-      erllama up -d
-      erllama up --config deploy/erllama.example.toml
+    Examples:
+        $ erllama up -d
+        $ erllama up --config deploy/erllama.example.toml
     """
     from erllama_host.cli.progress import waiting
     from erllama_host.supervisor import host_state, start_host
@@ -90,18 +85,15 @@ def _wait_for_models(ctx: typer.Context, wanted: set[str]) -> int:
 
 def down(
     ctx: typer.Context,
-    now: Annotated[
-        bool, typer.Option("--now", help="Do not wait for requests, do not save.", show_default=False)
-    ] = False,
+    now: Annotated[bool, flag("--now", help="Do not wait for requests, do not save.")] = False,
 ) -> int:
     """Stop the host: let requests finish, save, end every process.
 
     Ctrl-C while it waits stops the host at once.
 
-    [dim]Examples:[/dim]
-
-      erllama down
-      erllama down --now
+    Examples:
+        $ erllama down
+        $ erllama down --now
     """
     from erllama_host.supervisor import host_state
 
@@ -131,10 +123,9 @@ def _stop(paths: "Paths", now: bool = False) -> None:
 def status(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """Show the host: its processes, restarts and last failures.
 
-    [dim]Examples:[/dim]
-
-      erllama status
-      erllama status --json | jq .hello.components
+    Examples:
+        $ erllama status
+        $ erllama status --json | jq .hello.components
     """
     from erllama_host.cli.screens import models_table, processes_table
 

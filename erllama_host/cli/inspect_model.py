@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from erllama_host.cli.connection import open_client
-from erllama_host.cli.options import JsonFlag, ModelName
+from erllama_host.cli.options import JsonFlag, ModelName, flag
 from erllama_host.cli.output import Column, Table, print_json, print_table
 from erllama_host.errors import InvalidRequest
 
@@ -18,23 +18,20 @@ def tokenize(
     ctx: typer.Context,
     model: ModelName,
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Read from stdin when absent.", show_default=False)
+        str | None, typer.Argument(metavar="TEXT", help="Read from stdin when absent.", show_default=False)
     ] = None,
     add_special: Annotated[
         bool, typer.Option("--special/--no-special", help="Add the tokens that begin a prompt.")
     ] = True,
-    parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Read <|...|> in the text as special tokens.", show_default=False)
-    ] = False,
-    ids_only: Annotated[bool, typer.Option("--ids", help="Only the ids, in one line.", show_default=False)] = False,
+    parse_special: Annotated[bool, flag("--parse-special", help="Read <|...|> in the text as special tokens.")] = False,
+    ids_only: Annotated[bool, flag("--ids", help="Only the ids, in one line.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a text as the model's tokens.
 
-    [dim]Examples:[/dim]
-
-      erllama tokenize tiny "Hello, world"
-      erllama tokenize tiny --ids < prompt.txt
+    Examples:
+        $ erllama tokenize tiny "Hello, world"
+        $ erllama tokenize tiny --ids < prompt.txt
     """
     source = sys.stdin.read() if text is None else text
     with open_client(ctx) as host:
@@ -56,17 +53,16 @@ def embed(
     model: ModelName,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="One line of stdin each when absent.", show_default=False),
+        typer.Argument(metavar="TEXT...", help="One line of stdin each when absent.", show_default=False),
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Show the embedding vectors of texts, and how alike they are.
 
-    [dim]Examples:[/dim]
-
-      erllama embed tiny "a cat" "a kitten" "a tax form"
-      erllama embed tiny --json < lines.txt
+    Examples:
+        $ erllama embed tiny "a cat" "a kitten" "a tax form"
+        $ erllama embed tiny --json < lines.txt
     """
     inputs = texts or [line for line in sys.stdin.read().splitlines() if line]
     if not inputs:

@@ -1,5 +1,6 @@
 """`erllama keys new | list | remove`: who may connect from other machines, and as what."""
 
-import typer
+from collections.abc import Callable
+from typing import Any
 
-app = typer.Typer(name="keys", help="Keys of remote clients (CURVE).")
+COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = ()

@@ -30,7 +30,7 @@ def logs(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|controller|cache|circusd]",
+            metavar="MODEL|controller|cache|circusd",
             help="Whose log; all when absent.",
             autocompletion=complete_processes,
             show_default=False,
@@ -40,12 +40,11 @@ def logs(
     num: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the latest lines to show.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the logs of this machine's host. Works while the host is down, too.
+    """Show the logs of this machine's host, up or down.
 
-    [dim]Examples:[/dim]
-
-      erllama logs controller -n 100
-      erllama logs -f tiny
+    Examples:
+        $ erllama logs controller -n 100
+        $ erllama logs -f tiny
     """
     folder = paths_of(ctx).logs
     files = log_files(folder, name)

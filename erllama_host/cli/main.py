@@ -15,6 +15,8 @@ from erllama_host.cli import cache, chat, events, hosting, inspect_model, keys, 
 from erllama_host.cli.connection import Settings
 from erllama_host.cli.doctor import doctor
 from erllama_host.cli.exits import Exit, exit_code
+from erllama_host.cli.options import flag
+from erllama_host.cli.register import add_command, help_text
 from erllama_host.errors import ErllamaError
 
 _HOST, _MODELS, _USE, _OPERATE = "The host", "Models", "Use a model", "Operate"
@@ -38,15 +40,18 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (_OPERATE, doctor),
 )
 
-GROUPS: tuple[tuple[str, str, typer.Typer], ...] = (
-    (_OPERATE, "cache", cache.app),
-    (_OPERATE, "keys", keys.app),
+GROUPS: tuple[tuple[str, str, str, tuple[tuple[str, Callable[..., Any]], ...]], ...] = (
+    (_OPERATE, "cache", "Look into the KV cache, and tidy it.", cache.COMMANDS),
+    (_OPERATE, "keys", "Keys of clients on other machines.", keys.COMMANDS),
 )
 
 _HELP = """Run GGUF language models, each in its own process, warm across crashes.
 
-Start a host with [bold]erllama up -d[/bold], load a model with [bold]erllama load model.gguf[/bold], and talk to it with
-[bold]erllama chat MODEL[/bold]. Or just [bold]erllama run model.gguf "Why is the sky blue?"[/bold].
+Examples:
+    $ erllama run model.gguf "Why is the sky blue?"
+    $ erllama up -d
+    $ erllama load model.gguf --id tiny
+    $ erllama chat tiny
 """
 
 
@@ -67,15 +72,10 @@ def _globals(
     server_key: Annotated[
         Path | None, typer.Option("--server-key", metavar="FILE", help="Public key of that host.", show_default=False)
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", show_default=False)] = False,
+    debug: Annotated[bool, flag("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version",
-            help="Show the versions of host, llama.cpp and protocol.",
-            is_eager=True,
-            callback=versions.show,
-        ),
+        typer.Option("--version", help="Show the versions.", is_eager=True, callback=versions.show, metavar=""),
     ] = False,
 ) -> None:
     """Run GGUF language models."""
@@ -91,11 +91,14 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    app.callback(help=_HELP)(_globals)
+    app.callback(help=help_text(_HELP))(_globals)
     for panel, function in COMMANDS:
-        app.command(rich_help_panel=panel, no_args_is_help=False)(function)
-    for panel, name, group in GROUPS:
-        app.add_typer(group, name=name, rich_help_panel=panel, no_args_is_help=True)
+        add_command(app, function, panel=panel)
+    for panel, name, summary, commands in GROUPS:
+        group = typer.Typer(help=summary, no_args_is_help=True, rich_markup_mode="rich")
+        for command, function in commands:
+            add_command(group, function, name=command)
+        app.add_typer(group, name=name, rich_help_panel=panel)
     return app
 
 
@@ -136,9 +139,10 @@ def _unexpected(error: Exception, words: list[str]) -> int:
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "erllama"
-        message = error.format_message().rstrip(".")
+        message = error.format_message()
         if message:
-            print(f"{path}: {message}. Try '{path} --help'.", file=sys.stderr)
+            stop = "" if message.endswith((".", "?")) else "."
+            print(f"{path}: {message}{stop} Try '{path} --help'.", file=sys.stderr)
         return int(Exit.USAGE)
     if "--debug" in words:
         raise error

@@ -6,27 +6,24 @@ from typing import Annotated
 import typer
 
 from erllama_host.cli.connection import open_client
-from erllama_host.cli.options import JsonFlag, LoadOptions, ModelName
+from erllama_host.cli.options import JsonFlag, LoadOptions, ModelName, flag
 from erllama_host.cli.output import note, print_json, print_table
 
 
 def ps(
     ctx: typer.Context,
-    watch: Annotated[
-        bool, typer.Option("-w", "--watch", help="A live screen; Ctrl-C leaves it.", show_default=False)
-    ] = False,
+    watch: Annotated[bool, flag("-w", "--watch", help="A live screen; Ctrl-C leaves it.")] = False,
     interval_s: Annotated[
         float, typer.Option("--interval", min=0.2, help="Seconds between looks, with --watch.")
     ] = 1.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the loaded models: what they do, how fast, how much they hold.
+    """Show the loaded models and what they do.
 
-    [dim]Examples:[/dim]
-
-      erllama ps
-      erllama ps --watch
-      erllama ps --json | jq -r '.models[] | select(.status == "failed") | .model_id'
+    Examples:
+        $ erllama ps
+        $ erllama ps --watch
+        $ erllama ps --json | jq -r '.models[] | select(.status == "failed") | .model_id'
     """
     from erllama_host.cli.screens import models_table
 
@@ -54,11 +51,10 @@ def load(
 ) -> None:
     """Load a model and wait until it is ready. Prints its id.
 
-    [dim]Examples:[/dim]
-
-      erllama load SmolLM2.gguf --id tiny
-      erllama load big.gguf --id big -o n_ctx=32768 -o type_k=q8_0 -o type_v=q8_0
-      erllama load big.gguf --id big -o tier=disk -o keep_alive_s=600
+    Examples:
+        $ erllama load SmolLM2.gguf --id tiny
+        $ erllama load big.gguf --id big -o n_ctx=32768 -o type_k=q8_0 -o type_v=q8_0
+        $ erllama load big.gguf --id big -o tier=disk -o keep_alive_s=600
     """
     from erllama_host.cli.load_options import parse_options
     from erllama_host.cli.progress import load_bar
@@ -78,7 +74,8 @@ def unload(ctx: typer.Context, model: ModelName) -> None:
 
     Requests in flight end as cancelled. A model of erllama.toml comes back with the next `erllama up`.
 
-    [dim]Example:[/dim] erllama unload tiny
+    Examples:
+        $ erllama unload tiny
     """
     from erllama_host.cli.progress import waiting
 
@@ -88,11 +85,12 @@ def unload(ctx: typer.Context, model: ModelName) -> None:
 
 
 def restart(ctx: typer.Context, model: ModelName, as_json: JsonFlag = False) -> None:
-    """Restart a model's process, and wait until it is ready. Clears `failed`.
+    """Restart a model's process; clears `failed`.
 
-    Streams go on from where they are, from the cache.
+    Waits until it is ready. Streams go on from where they are, warm from the cache.
 
-    [dim]Example:[/dim] erllama restart tiny
+    Examples:
+        $ erllama restart tiny
     """
     from erllama_host.cli.progress import load_bar
 
@@ -106,9 +104,10 @@ def restart(ctx: typer.Context, model: ModelName, as_json: JsonFlag = False) -> 
 
 
 def models(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Show every model's file and the pids of its process, as the supervisor sees them.
+    """Show every model's file, and its pids as the supervisor sees them.
 
-    [dim]Example:[/dim] erllama models
+    Examples:
+        $ erllama models
     """
     from erllama_host.cli.screens import pids_table
 
@@ -123,16 +122,15 @@ def models(ctx: typer.Context, as_json: JsonFlag = False) -> None:
 def counters(
     ctx: typer.Context,
     contains: Annotated[
-        str, typer.Argument(metavar="[WORD]", help="Only counters whose name contains it.", show_default=False)
+        str, typer.Argument(metavar="WORD", help="Only counters whose name contains it.", show_default=False)
     ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Show the counters of host and cache.
 
-    [dim]Examples:[/dim]
-
-      erllama counters
-      erllama counters hits
+    Examples:
+        $ erllama counters
+        $ erllama counters hits
     """
     from erllama_host.cli.screens import counters_table
 

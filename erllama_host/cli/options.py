@@ -1,16 +1,20 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from erllama_host.cli.completion import complete_loaded_models, complete_model_files
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print JSON (schema: docs/guides/operating.md).", show_default=False)
-]
-FollowFlag = Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.", show_default=False)]
+
+def flag(*names: str, help: str) -> Any:
+    """A switch: no value, no default to show."""
+    return typer.Option(*names, help=help, metavar="", show_default=False)
+
+
+JsonFlag = Annotated[bool, flag("--json", help="Print JSON (schema: docs/guides/operating.md).")]
+FollowFlag = Annotated[bool, flag("-f", "--follow", help="Go on until Ctrl-C.")]
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -20,7 +24,7 @@ ModelName = Annotated[
 OptionalModelName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="Id of a loaded model.", autocompletion=complete_loaded_models, show_default=False
+        metavar="MODEL", help="Id of a loaded model.", autocompletion=complete_loaded_models, show_default=False
     ),
 ]
 ModelOrFile = Annotated[
@@ -44,7 +48,7 @@ LoadOptions = Annotated[
         "-o",
         "--option",
         metavar="KEY=VALUE",
-        help="Option of the load, as in a [models.<id>] table of erllama.toml; repeatable.",
+        help="Option of the load, as in a \\[models.<id>] table of erllama.toml; repeatable.",
         show_default=False,
     ),
 ]

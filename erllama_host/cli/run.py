@@ -11,7 +11,7 @@ import typer
 from erllama_host.cli import answering
 from erllama_host.cli.connection import open_client, paths_of, settings_of
 from erllama_host.cli.exits import Exit
-from erllama_host.cli.options import JsonFlag, LoadOptions, MaxTokens, ModelOrFile, Seed, Temperature
+from erllama_host.cli.options import JsonFlag, LoadOptions, MaxTokens, ModelOrFile, Seed, Temperature, flag
 from erllama_host.cli.output import note, print_json
 from erllama_host.errors import InvalidRequest, ModelLoadFailed
 
@@ -25,7 +25,7 @@ def run(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]", help="What to answer; read from stdin when absent or '-'.", show_default=False
+            metavar="PROMPT", help="What to answer; read from stdin when absent or '-'.", show_default=False
         ),
     ] = None,
     max_tokens: MaxTokens = None,
@@ -44,10 +44,8 @@ def run(
     system: Annotated[
         str | None, typer.Option("--system", help="Instructions before the prompt.", show_default=False)
     ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.", show_default=False)
-    ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="A line of figures on stderr.", show_default=False)] = False,
+    raw: Annotated[bool, flag("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    stats: Annotated[bool, flag("--stats", help="A line of figures on stderr.")] = False,
     options: LoadOptions = None,
     as_json: JsonFlag = False,
 ) -> int:
@@ -56,12 +54,11 @@ def run(
     MODEL_OR_FILE is the id of a loaded model, or a GGUF file: then the running host loads it for this answer, and with no host
     running a private one is started and stopped again. Ctrl-C stops the answer.
 
-    [dim]Examples:[/dim]
-
-      erllama run tiny "Why is the sky blue?"
-      erllama run SmolLM2.gguf "Write a haiku about caches." -t 0.8 --seed 7
-      erllama run tiny --raw "Once upon a time" -n 50 --stats
-      git diff | erllama run big --system "Write a commit message." -
+    Examples:
+        $ erllama run tiny "Why is the sky blue?"
+        $ erllama run SmolLM2.gguf "Write a haiku about caches." -t 0.8 --seed 7
+        $ erllama run tiny --raw "Once upon a time" -n 50 --stats
+        $ git diff | erllama run big --system "Write a commit message." -
     """
     from erllama_host.cli.load_options import parse_options
 
