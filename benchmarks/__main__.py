@@ -19,7 +19,7 @@ from benchmarks.bounds import BOUNDS
 from benchmarks.figures import Figure
 from benchmarks.inprocess import in_process_loop
 from benchmarks.machine import machine_facts, model_facts, versions
-from benchmarks.setting import Setting, find_llama_server
+from benchmarks.setting import ROOT, Setting, find_llama_server
 from benchmarks.text import Corpus
 from examples.smollm2 import smollm2_path
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         report.write_json(run, options.json)
     if not options.only and not options.quick and not run.failures:
-        print(f"written: {report.write_json(run).relative_to(report.ROOT)}, {report.PAGE.relative_to(report.ROOT)}")
+        print(f"written: {report.write_json(run).relative_to(ROOT)}, {report.PAGE.relative_to(ROOT)}")
         report.write_page(run)
     return 1 if run.failures else 0
 
