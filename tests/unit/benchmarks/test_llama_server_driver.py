@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks.http_peer import answers
 from benchmarks.llama_server import LlamaServer
 
 
@@ -63,10 +64,11 @@ def test_a_refusal_is_an_error(server: ThreadingHTTPServer) -> None:
 
 
 def test_health(server: ThreadingHTTPServer) -> None:
-    assert LlamaServer(server.server_port).healthy()
+    assert answers(server.server_port, "/health")
+    assert not answers(server.server_port, "/elsewhere")
 
 
 def test_nobody_there_is_not_healthy() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as closed:
         port = closed.server_port
-    assert not LlamaServer(port).healthy()
+    assert not answers(port, "/health")
