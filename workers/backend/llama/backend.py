@@ -235,7 +235,7 @@ class LlamaBackend:
         memory = self._context.memory
         self._sequences = Sequences(native, memory, self._plan, self.info, swa_full=self._config.swa_full)
         self._pieces = Pieces(native, self._sequences, self.info)
-        if self._plan.has_second_owners:
+        if self.info.n_swa:
             self._calibrate(self._context)
         if self._attached:
             self._adapters.attach(native, self._attached)

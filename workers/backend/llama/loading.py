@@ -89,7 +89,8 @@ def context_params(config: ModelConfig, limits: ContextLimits, num_native_seqs: 
     params.n_batch = limits.max_rows
     params.n_ubatch = min(config.n_ubatch, limits.max_rows)
     params.n_seq_max = num_native_seqs
-    params.n_outputs_max = limits.max_outputs
+    # llama.cpp makes room for one output per sequence in any case, and aborts where that is more than allowed.
+    params.n_outputs_max = max(limits.max_outputs, num_native_seqs)
     # One cache for all sequences: sharing cells and cutting pieces out of a sequence need it.
     params.kv_unified = True
     params.swa_full = config.swa_full

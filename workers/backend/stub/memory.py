@@ -109,7 +109,7 @@ class StubMemory:
     # ------------------------------------------------------
 
     def piece_size(self, seq: int, start: int, end: int, kind: PieceKind) -> int:
-        if end > self.length(seq) or (
+        if end > self.length(seq) or not self.is_usable(seq) or (
             kind is PieceKind.SNAPSHOT and (end != self.length(seq) or not self._has_recurrent)
         ):
             return 0
