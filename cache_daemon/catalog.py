@@ -75,6 +75,8 @@ class Catalog:
         self.ghosts = Ghosts()
         self.tally = Tally()
         self.recovering = False
+        self.touched: set[Identity] = set()
+        """Used since their file times were set last; the service mirrors `last_used_s` to the files in batches."""
         self._actions: list[Action] = []
         self._now = 0.0
         self.stocks: dict[str, Stock] = {spec.name: self._new_stock(spec) for spec in tiers}
@@ -129,6 +131,7 @@ class Catalog:
         entry.hits += 1
         entry.heat = add_heat(entry.heat, heat_of_hit(wall))
         entry.last_used_s = wall
+        self.touched.add(entry.identity)
         copy = self.fastest_copy(entry)
         self.mappings.add(owner, (copy.tier, copy.inode))
 
@@ -222,7 +225,7 @@ class Catalog:
         now: float,
     ) -> Reservation:
         token = self.reservations.new_token()
-        path = f"{stock.spec.path}/tmp/{token:x}"
+        path = f"{stock.spec.path}/tmp/{token:x}"  # noqa: S108
         inode, generation = 0, 1
         if recycled is not None:
             inode, generation, size = recycled.inode, recycled.generation + 1, recycled.file_bytes
@@ -241,7 +244,7 @@ class Catalog:
         return self.reservations.renew(token, owner, now)
 
     def announce(
-        self, owner: str, token: int, file: FileRef, generation: int, payload_bytes: int, size: int, now: float,
+        self, owner: str, token: int, inode: int, generation: int, payload_bytes: int, size: int, now: float,
         *, adopted: bool = False,
     ) -> bool:  # fmt: skip
         """A file has its final name: make it visible. False: it is not wanted (any more), and is removed."""
@@ -251,8 +254,8 @@ class Catalog:
             return False
         stock = self.stocks[reservation.tier]
         stock.ledger.reserved_bytes -= reservation.file_bytes
-        self.mappings.add(owner, (reservation.tier, file[1]))
-        copy = Copy(reservation.tier, file[1], generation, size, recyclable=not adopted, verified=True)
+        self.mappings.add(owner, (reservation.tier, inode))
+        copy = Copy(reservation.tier, inode, generation, size, recyclable=not adopted, verified=True)
         wall = now + self.settings.wall_offset_s
         entry = self._new_entry(reservation.meta, payload_bytes, reservation.target_tier, wall, wall)
         self._add_copy(entry, copy)
@@ -281,14 +284,27 @@ class Catalog:
 
     # ---- events --------------------------------------------------------------------------------------------------
 
-    def worker_gone(self, owner: str, now: float) -> None:
-        """A worker is dead, for certain: its writes end, its leases become holds, its mappings are gone."""
+    def worker_gone(self, owner: str, now: float, *, hold: bool = True) -> None:
+        """A worker is dead, or has said goodbye: its writes and leases end, its mappings are gone.
+
+        Args:
+            hold: it died, and a successor is about to want what it had leased.
+        """
         self._now = now
-        self._settle(self.leases.owner_died(owner, now))
+        self._settle(self.leases.owner_died(owner, now) if hold else self.leases.owner_left(owner))
         for reservation in self.reservations.of_owner(owner):
             self._end_unheard(reservation)
         for (tier, _), num_bytes in self.mappings.forget_owner(owner):
             self.stocks[tier].ledger.unlinked_bytes -= num_bytes
+
+    def aim(self, namespace: bytes, target_tier: str) -> None:
+        """A model's rows must reach `target_tier`: carry down what has not been (also what an earlier daemon had left)."""
+        if self.stocks[target_tier].spec.is_shared_memory:
+            return
+        for entry in list(self.entries.values()):
+            if entry.meta.namespace == namespace:
+                entry.target_tier = target_tier
+                self._ensure_target(entry)
 
     def expire(self, now: float) -> None:
         """End what is beyond its time."""
@@ -341,17 +357,18 @@ class Catalog:
         self._add_copy(entry, copy)
         self.tally.count("adopted")
 
-    def carried(self, identity: Identity, tier: str, inode: int, size: int, generation: int) -> None:
+    def carried(self, carry: Carry, inode: int, generation: int) -> None:
         """A copy has reached another tier; its bytes were reserved there."""
-        ledger = self.stocks[tier].ledger
-        entry = self.entries.get(identity)
-        planned = file_bytes(entry.meta.num_tokens, entry.payload_bytes) if entry is not None else size
-        ledger.reserved_bytes -= planned
-        if entry is None or tier in entry.copies:
-            self._actions.append(Unlink(self.path_of(identity, tier)))
+        self.stocks[carry.tier].ledger.reserved_bytes -= carry.file_bytes
+        entry = self.entries.get(carry.identity)
+        if entry is None:  # found corrupt meanwhile
+            self._actions.append(Unlink(carry.final))
             return
         entry.carrying = False
-        self._add_copy(entry, Copy(tier, inode, generation, size, recyclable=False, verified=True))
+        if carry.tier not in entry.copies:
+            self._add_copy(
+                entry, Copy(carry.tier, inode, generation, carry.file_bytes, recyclable=False, verified=True)
+            )
         self.tally.count("carried")
 
     def carry_failed(self, carry: Carry, *, no_space: bool) -> None:
@@ -385,13 +402,13 @@ class Catalog:
                 break
         return before - (stock.ledger.used_bytes - stock.ledger.unlinked_bytes)
 
-    def drop_corrupt(self, identity: Identity) -> None:
-        """The fastest copy of a segment is damaged: remove it."""
+    def drop_corrupt(self, identity: Identity, tier: str | None = None) -> None:
+        """A copy of a segment (by default the fastest) is damaged: remove it."""
         entry = self.entries.get(identity)
-        if entry is None:
+        if entry is None or (tier is not None and tier not in entry.copies):
             return
+        copy = entry.copies[tier] if tier is not None else self.fastest_copy(entry)
         self.tally.count("corrupt")
-        copy = self.fastest_copy(entry)
         copy.recyclable = False
         self._drop_copy(entry, self.stocks[copy.tier], MissReason.CORRUPT)
 
@@ -472,7 +489,7 @@ class Catalog:
             return
         target.ledger.reserved_bytes += size
         source = self.path_of(entry.identity, self.fastest_copy(entry).tier)
-        temporary = f"{target.spec.path}/tmp/{self.reservations.new_token():x}"
+        temporary = f"{target.spec.path}/tmp/{self.reservations.new_token():x}"  # noqa: S108
         final = self.path_of(entry.identity, entry.target_tier)
         self._actions.append(Carry(entry.identity, source, entry.target_tier, temporary, final, size))
 

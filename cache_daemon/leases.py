@@ -80,6 +80,13 @@ class LeaseTable:
                 self._held_until[identity] = now + self._hold_s
         return ended
 
+    def owner_left(self, owner: str) -> Ended:
+        """End the leases of a reader that has said goodbye."""
+        ended = Ended()
+        for lease_id in [i for i, lease in self._leases.items() if lease.owner == owner]:
+            ended.free += self._end(lease_id)
+        return ended
+
     def expire(self, now: float) -> Ended:
         """End leases beyond their TTL, and old holds."""
         ended = Ended()

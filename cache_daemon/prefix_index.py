@@ -269,8 +269,11 @@ class PrefixIndex:
 
 
 def depends_on_parent(meta: SegmentMeta) -> bool:
-    """Whether a segment is useless without the block before it. A snapshot of the whole state is not."""
-    if meta.start == 0:
+    """Whether a segment is useless without the block before it.
+
+    A snapshot of the whole state is not. Nor are logits counted: they go first in any case, and must not keep a block.
+    """
+    if meta.start == 0 or meta.kind is SegmentKind.LOGITS:
         return False
     return meta.kind is not SegmentKind.SNAPSHOT or meta.covers_from > 0
 

@@ -21,14 +21,18 @@ class Pending(Generic[T]):
     The engine polls `done()` every tick and never waits. Whichever comes first, value or deadline, wins for good.
     """
 
-    def __init__(self, deadline_s: float, fallback: Callable[[], T]) -> None:
+    def __init__(
+        self, deadline_s: float, fallback: Callable[[], T], on_value: Callable[[], None] = lambda: None
+    ) -> None:
         """
         Args:
             deadline_s: on the `time.monotonic` clock.
             fallback: makes the value of a call that was not answered in time; must be quick.
+            on_value: called in the delivering thread once a value is there.
         """
         self.deadline_s = deadline_s
         self._fallback = fallback
+        self._on_value = on_value
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._value: T | None = None
@@ -40,7 +44,8 @@ class Pending(Generic[T]):
                 return False
             self._value = value
             self._ready.set()
-            return True
+        self._on_value()
+        return True
 
     def done(self) -> bool:
         """Whether `result()` may be called. Never blocks; true from the deadline on."""

@@ -55,6 +55,18 @@ class Registered(_Body, frozen=True):
     lease_ttl_s: float
 
 
+class Ping(_Body, frozen=True):
+    """`k.ping`: are you there?
+
+    Attributes:
+        watch_pid: watch this process (the sender) from now on: when it lives but has not pinged for `watch_timeout_s`, it is
+            stopped or hung, and the daemon kills it, so that the supervisor starts it anew. 0: no watching.
+    """
+
+    watch_pid: int = 0
+    watch_timeout_s: float = 15.0
+
+
 class Lookup(_Body, frozen=True):
     """`k.lookup`: the longest stored prefix of `tokens`, leased. See `LookupQuery` in the worker for the fields.
 
@@ -251,7 +263,7 @@ class CacheKind:
 CACHE_KINDS: dict[str, CacheKind] = {
     "k.hello": CacheKind(WorkerRegister, Registered),
     "k.bye": CacheKind(Nothing, Ok),
-    "k.ping": CacheKind(Nothing, Ok),
+    "k.ping": CacheKind(Ping, Ok),
     "k.lookup": CacheKind(Lookup, Found),
     "k.release": CacheKind(Release, None),
     "k.missing": CacheKind(Missing, MissingAnswer),

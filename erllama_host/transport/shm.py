@@ -180,6 +180,14 @@ class MappingPool:
         for file in list(self._idle):
             self._close(file)
 
+    def peek(self, file: FileRef) -> Mapping:
+        """The mapping of a file that the caller is a user of."""
+        return self._slots[file].mapping
+
+    def has(self, file: FileRef) -> bool:
+        """Whether it is mapped at all, be it only until its users are done."""
+        return file in self._slots
+
     def in_use(self) -> list[FileRef]:
         """Files with users."""
         return [file for file, slot in self._slots.items() if slot.users]

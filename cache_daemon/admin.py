@@ -1,0 +1,230 @@
+"""The operator's view: the operations of the `cache` call. Owner of nothing; asks and tells the catalog."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cache_daemon.background import Background
+from cache_daemon.catalog import Catalog
+from cache_daemon.entries import Entry, Identity
+from cache_daemon.eviction import rank_of
+from cache_daemon.peers import PeerTable
+from cache_daemon.recovery import RecoveryReport
+from cache_daemon.segment_files import FoundFile, payload_is_good, read_segment_file
+from erllama_host.errors import InvalidRequest
+from erllama_host.kv.segment import SegmentKind
+from erllama_host.protocol import cache as m
+from erllama_host.protocol.calls import CacheAnswer
+
+Later = Callable[[CacheAnswer], None]
+
+
+class Admin:
+    """Handles `stats`, `ls`, `gc`, `evict`, `verify`, `pin`, `unpin`, `shrink`."""
+
+    def __init__(self, catalog: Catalog, peers: PeerTable, report: RecoveryReport, verifier: Background) -> None:
+        self._catalog = catalog
+        self._peers = peers
+        self._report = report
+        self._verifier = verifier
+        self._ops: dict[str, Callable[[Any, float], dict[str, Any]]] = {
+            "stats": self._stats,
+            "ls": self._list,
+            "gc": self._gc,
+            "evict": self._evict,
+            "pin": lambda arguments, _: self._pin(arguments.key, True),
+            "unpin": lambda arguments, _: self._pin(arguments.key, False),
+            "shrink": self._shrink,
+        }
+
+    def call(self, op: str, arguments: dict[str, Any], now: float, later: Later) -> CacheAnswer | None:
+        """Run an operation. None: `later` gets the answer.
+
+        Raises:
+            InvalidRequest: unknown operation or wrong arguments.
+        """
+        if op not in m.CACHE_OPS:
+            raise InvalidRequest(f"unknown cache operation {op!r}; there are {', '.join(m.CACHE_OPS)}", field="op")
+        try:
+            checked: Any = msgspec.convert(arguments, m.CACHE_OPS[op])
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"cache {op}: {error}", field="arguments") from error
+        if op == "verify":
+            self._verify(checked, now, later)
+            return None
+        return CacheAnswer(result=self._ops[op](checked, now))
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+
+    def _stats(self, _arguments: m.Stats, _now: float) -> dict[str, Any]:
+        catalog = self._catalog
+        tiers = {
+            name: {"kind": s.spec.kind, "path": s.spec.path, "recyclable_files": len(s.pool), **s.ledger.as_dict()}
+            for name, s in catalog.stocks.items()
+        }
+        for name, count in Counter(t for e in catalog.entries.values() for t in e.copies).items():
+            tiers[name]["segments"] = count
+        return {
+            "tiers": tiers,
+            "models": self._models(),
+            "segments": len(catalog.entries),
+            "leases": len(catalog.leases),
+            "reservations": len(catalog.reservations),
+            "workers": [{"model": p.model_id, "pid": p.pid, "tier": p.tier} for p in self._peers.all()],
+            "recovering": catalog.recovering,
+            "recovery": {
+                "adopted": self._report.num_adopted,
+                "took_s": round(self._report.took_s, 3),
+                "not_adopted": dict(self._report.num_by_worth),
+            },
+            "counters": dict(catalog.tally.counters),
+        }
+
+    def _models(self) -> dict[str, dict[str, int]]:
+        models: dict[str, Counter[str]] = {}
+        for entry in self._catalog.entries.values():
+            counts = models.setdefault(self._peers.model_of(entry.meta.namespace), Counter())
+            counts["segments"] += 1
+            counts["tokens"] += entry.meta.num_tokens if entry.meta.kind is not SegmentKind.LOGITS else 0
+            counts["bytes"] += max(copy.file_bytes for copy in entry.copies.values())
+        for namespace, counters in self._catalog.tally.by_namespace.items():
+            models.setdefault(self._peers.model_of(namespace), Counter()).update(counters)
+        return {model: dict(counts) for model, counts in sorted(models.items())}
+
+    def _list(self, arguments: m.List, now: float) -> dict[str, Any]:
+        entries = self._entries_of(arguments.model)
+        entries.sort(key=lambda e: rank_of(e, len(e.copies), self._catalog.index.is_orphan(e.meta)), reverse=True)
+        shown = [self._row(entry, now) for entry in entries[: max(0, arguments.limit)]]
+        return {"segments": shown, "total": len(entries)}
+
+    def _row(self, entry: Entry, now: float) -> dict[str, Any]:
+        wall = now + self._catalog.settings.wall_offset_s
+        return {
+            "key": entry.meta.key.hex(),
+            "kind": entry.meta.kind.name.lower(),
+            "model": self._peers.model_of(entry.meta.namespace),
+            "start": entry.meta.start,
+            "end": entry.meta.end,
+            "bytes": max(copy.file_bytes for copy in entry.copies.values()),
+            "tiers": sorted(entry.copies),
+            "reason": entry.meta.reason.name.lower(),
+            "hits": entry.hits,
+            "idle_s": round(max(0.0, wall - entry.last_used_s), 1),
+            "age_s": round(max(0.0, wall - entry.created_s), 1),
+            "pinned": entry.pinned,
+            "leased": self._catalog.leases.is_leased(entry.identity),
+            "superseded": entry.superseded,
+        }
+
+    def _entries_of(self, model: str | None) -> list[Entry]:
+        entries = list(self._catalog.entries.values())
+        if model is None:
+            return entries
+        spaces = self._peers.namespaces.get(model)
+        if spaces is None:
+            raise InvalidRequest(f"no model {model!r} has used the cache since the daemon started", field="model")
+        return [entry for entry in entries if entry.meta.namespace in spaces]
+
+    # ---- acting --------------------------------------------------------------------------------------------------
+
+    def _gc(self, _arguments: m.Gc, _now: float) -> dict[str, Any]:
+        dropped, freed = 0, 0
+        for identity in self._catalog.worthless():
+            num_bytes = self._catalog.evict_entry(identity)
+            dropped += bool(num_bytes)
+            freed += num_bytes
+        freed_pool = sum(self._catalog.empty_pool(tier) for tier in self._catalog.stocks)
+        return {"dropped_segments": dropped, "freed_bytes": freed, "freed_recyclable_bytes": freed_pool}
+
+    def _evict(self, arguments: m.EvictSegments, _now: float) -> dict[str, Any]:
+        if [arguments.model is not None, arguments.key is not None, arguments.everything].count(True) != 1:
+            raise InvalidRequest("cache evict: give exactly one of model, key, everything", field="arguments")
+        if arguments.key is not None:
+            wanted = self._below(_key(arguments.key))
+        else:
+            wanted = [entry.identity for entry in self._entries_of(arguments.model)]
+        wanted.sort(key=self._order)
+        dropped, freed = 0, 0
+        for identity in wanted:
+            num_bytes = self._catalog.evict_entry(identity, pinned=arguments.pinned)
+            dropped += bool(num_bytes)
+            freed += num_bytes
+        if arguments.everything:
+            freed += sum(self._catalog.empty_pool(tier) for tier in self._catalog.stocks)
+        return {"dropped_segments": dropped, "freed_bytes": freed, "kept_segments": len(wanted) - dropped}
+
+    def _order(self, identity: Identity) -> tuple[int, int]:
+        """Descendants before ancestors; at one end, blocks last."""
+        meta = self._catalog.entries[identity].meta
+        return -meta.end, -int(meta.kind)
+
+    def _below(self, key: bytes) -> list[Identity]:
+        """Every segment with that key, and what hangs below."""
+        found: list[Identity] = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.entries]
+        todo = [key]
+        while todo:
+            for child in self._catalog.index.children(todo.pop()):
+                if child in found:
+                    continue
+                found.append(child)
+                todo.append(child[0])
+                logits = (child[0], SegmentKind.LOGITS)
+                if logits in self._catalog.entries:
+                    found.append(logits)
+        if not found:
+            raise InvalidRequest("cache: no segment has that key", field="key")
+        return found
+
+    def _pin(self, key_text: str, pinned: bool) -> dict[str, Any]:
+        key = _key(key_text)
+        found = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.entries]
+        if not found:
+            raise InvalidRequest("cache: no segment has that key", field="key")
+        for identity in found:
+            self._catalog.pin(identity, pinned)
+        return {"segments": len(found), "pinned": pinned}
+
+    def _shrink(self, arguments: m.Shrink, _now: float) -> dict[str, Any]:
+        stocks = [s for s in self._catalog.stocks.values() if s.spec.is_shared_memory]
+        used = sum(stock.ledger.used_bytes for stock in stocks)
+        excess, freed = max(0, used - arguments.target_bytes), 0
+        for stock in stocks:
+            target = max(0, stock.ledger.used_bytes - stock.ledger.unlinked_bytes - (excess - freed))
+            freed += self._catalog.trim(stock.spec.name, target)
+        return {"freed_bytes": freed, "used_bytes": used - freed}
+
+    def _verify(self, arguments: m.VerifyFiles, now: float, later: Later) -> None:
+        """Checksums are compared in a background thread, under leases, so that no file is overwritten meanwhile."""
+        catalog = self._catalog
+        identities = [entry.identity for entry in self._entries_of(arguments.model)]
+        lease = catalog.leases.grant("verify", identities, now)
+        paths = [
+            (identity, tier, catalog.path_of(identity, tier))
+            for identity in identities
+            for tier in catalog.entries[identity].copies
+        ]
+
+        def job() -> list[tuple[Identity, str]]:
+            return [(identity, tier) for identity, tier, path in paths if not _file_is_good(path)]
+
+        def done(bad: list[tuple[Identity, str]]) -> None:
+            catalog.release(lease, "verify")
+            for identity, tier in bad:
+                catalog.drop_corrupt(identity, tier)
+            later(CacheAnswer(result={"checked_files": len(paths), "corrupt_files": len(bad)}))
+
+        self._verifier.submit(job, done)
+
+
+def _file_is_good(path: str) -> bool:
+    found = read_segment_file(path, path.rpartition("/")[2])
+    return isinstance(found, FoundFile) and payload_is_good(path, found.header)
+
+
+def _key(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise InvalidRequest(f"cache: {text!r} is not a key in hex", field="key") from error

@@ -1,0 +1,1 @@
+"""Tiers: directories with budgets, and where they lie."""

@@ -1,0 +1,217 @@
+"""Lookups: ask, map what was leased, verify it where that is due, hand out addresses, release. I/O thread only.
+
+`Leased.intact` alone is called by the engine thread; it reads memory and sets a flag.
+"""
+
+import ctypes
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+from erllama_host.kv.reuse import MissReason, Reuse
+from erllama_host.kv.segment import KEY_OFFSET, SegmentMeta
+from erllama_host.protocol import cache as m
+from erllama_host.transport.shm import FileRef, Mapping, MappingPool, map_path
+from workers.kv_files import payload_checksum, read_header
+from workers.kv_jobs import Jobs
+from workers.kv_link import DaemonLink
+from workers.kv_types import LookupQuery, LookupResult, Pending
+
+VERIFY_MARGIN_S = 0.02
+"""Verifying stops so long before a lookup's deadline; what has been verified by then is delivered."""
+
+
+@dataclass(slots=True, eq=False)
+class Leased:
+    """A leased segment, mapped; see `LeasedSegment` for the contract."""
+
+    meta: SegmentMeta
+    use_end: int
+    tier: str
+    address: int
+    num_bytes: int
+    payload_checksum: int
+    mapping: Mapping
+    generation: int
+    file: FileRef
+    raced: bool = False
+
+    def intact(self) -> bool:
+        """Whether the file still holds this key in this generation."""
+        key = ctypes.string_at(self.mapping.address + KEY_OFFSET, len(self.meta.key))
+        if self.mapping.generation == self.generation and key == self.meta.key:
+            return True
+        self.raced = True
+        return False
+
+    @property
+    def segment_id(self) -> m.SegmentId:
+        """Its name on the wire."""
+        return m.SegmentId(self.meta.key, int(self.meta.kind))
+
+
+@dataclass(slots=True)
+class _Lease:
+    segments: list[Leased] = field(default_factory=list)
+    verified: list[m.SegmentId] = field(default_factory=list)
+    corrupt: list[m.SegmentId] = field(default_factory=list)
+    raced: list[m.SegmentId] = field(default_factory=list)
+
+
+class Reader:
+    """Answers the engine's lookups."""
+
+    def __init__(self, link: DaemonLink, pool: MappingPool, jobs: Jobs, counters: Counter[str]) -> None:
+        self._link = link
+        self._pool = pool
+        self._jobs = jobs
+        self._counters = counters
+        self._leases: dict[int, _Lease] = {}
+
+    def lookup(self, query: LookupQuery, pending: Pending[LookupResult], started_s: float) -> None:
+        """Ask the daemon; `pending` gets the answer, with everything mapped."""
+        if pending.done():
+            return
+
+        def answered(found: m.Found | None) -> None:
+            if found is None:
+                pending.resolve(LookupResult(miss_reason=MissReason.DAEMON_AWAY))
+            else:
+                self._jobs.add_urgent(self._deliver(query, found, pending, started_s))
+
+        body = m.Lookup(
+            root=query.root,
+            block_keys=b"".join(query.block_keys),
+            tokens=query.tokens,
+            prompt_key=query.prompt_key,
+            reuse=query.reuse,
+            parent_key=query.parent_key,
+            wait_ms=query.wait_ms,
+            cautious=query.cautious,
+        )
+        self._link.call("k.lookup", body, answered)
+
+    def release(self, lease_id: int) -> None:
+        """End a lease; unmap what the daemon wants forgotten."""
+        lease = self._leases.pop(lease_id, None)
+        if lease is None:
+            return
+        lease.raced += [segment.segment_id for segment in lease.segments if segment.raced]
+        self._counters["raced"] += len(lease.raced)
+        gone: list[FileRef] = []
+        for segment in lease.segments:
+            gone += self._pool.release(segment.file)
+        self._link.tell(
+            "k.release",
+            m.Release(lease=lease_id, verified=lease.verified, corrupt=lease.corrupt, raced=lease.raced),
+        )
+        self.tell_forgotten(gone)
+
+    def tell_forgotten(self, files: list[FileRef]) -> None:
+        """These are not mapped any more."""
+        if files:
+            self._link.tell("k.forgotten", m.Forgotten(files=[m.FileId(*file) for file in files]))
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _deliver(
+        self, query: LookupQuery, found: m.Found, pending: Pending[LookupResult], started_s: float
+    ) -> Iterator[None]:
+        result = LookupResult(
+            hit_len=found.hit_len,
+            miss_reason=MissReason(found.miss_reason) if found.miss_reason else None,
+            diverged_at=found.diverged_at,
+            lease=found.lease or None,
+        )
+        lease = _Lease()
+        yield from self._fill(result, lease, query.reuse, found, pending.deadline_s - VERIFY_MARGIN_S)
+        result.lookup_ms = (time.monotonic() - started_s) * 1000
+        self._counters["lookups"] += 1
+        if found.lease:
+            self._leases[found.lease] = lease
+        if not pending.resolve(result):
+            self._counters["late_lookups"] += 1
+            self.release(found.lease)
+
+    def _fill(
+        self, result: LookupResult, lease: _Lease, reuse: Reuse, found: m.Found, deadline_s: float
+    ) -> Iterator[None]:
+        for segment in found.segments:
+            leased = yield from self._take(segment, lease, deadline_s)
+            if isinstance(leased, MissReason):
+                _cut(result, reuse, leased)
+                return
+            result.segments.append(leased)
+        if found.logits is not None:
+            logits = yield from self._take(found.logits, lease, deadline_s)
+            result.logits = logits if isinstance(logits, Leased) else None
+
+    def _take(
+        self, segment: m.FoundSegment, lease: _Lease, deadline_s: float
+    ) -> Generator[None, None, Leased | MissReason]:
+        """Map one segment, and verify it if nobody has; returns it, or why it cannot be used."""
+        leased = self._map(segment)
+        if leased is None:
+            lease.raced.append(m.SegmentId(segment.key, segment.kind))
+            return MissReason.RACED
+        lease.segments.append(leased)
+        yield
+        if not segment.verify:
+            return leased
+        good = yield from _verify(leased, deadline_s)
+        if good is None:
+            return MissReason.DAEMON_AWAY  # not in time
+        (lease.verified if good else lease.corrupt).append(leased.segment_id)
+        self._counters["verified" if good else "corrupt"] += 1
+        return leased if good else MissReason.CORRUPT
+
+    def _map(self, segment: m.FoundSegment) -> Leased | None:
+        """None: the file is not (or not any more) what the daemon said."""
+        file = (segment.tier, segment.inode)
+        mapping = self._pool.acquire(file)
+        if mapping is None:
+            try:
+                mapping = map_path(segment.path)
+            except (OSError, ValueError):
+                return None
+            if mapping.inode != segment.inode or self._pool.has(file):
+                mapping.close()
+                return None
+            self._pool.add(file, mapping)
+        header = read_header(mapping)
+        named = header is not None and (header.meta.key, header.meta.kind) == (segment.key, segment.kind)
+        if header is None or not named or mapping.generation != segment.generation:
+            self.tell_forgotten(self._pool.release(file))
+            return None
+        return Leased(
+            meta=header.meta,
+            use_end=segment.use_end,
+            tier=segment.tier,
+            address=mapping.address + header.payload_offset,
+            num_bytes=header.payload_bytes,
+            payload_checksum=header.payload_checksum,
+            mapping=mapping,
+            generation=segment.generation,
+            file=file,
+        )
+
+
+def _cut(result: LookupResult, reuse: Reuse, why: MissReason) -> None:
+    """The next segment turned out to be unusable: keep what may be used without it."""
+    if reuse is Reuse.STATE:
+        result.segments.clear()
+    result.hit_len = result.segments[-1].use_end if result.segments else 0
+    result.miss_reason = why
+    result.diverged_at = None
+
+
+def _verify(leased: Leased, deadline_s: float) -> Generator[None, None, bool | None]:
+    """Compare the payload checksum, in slices; None when the deadline came first."""
+    found: int | None = None
+    for value in payload_checksum(leased.mapping, leased.address - leased.mapping.address, leased.num_bytes):
+        if time.monotonic() > deadline_s:
+            return None
+        found = value
+        yield
+    return found == leased.payload_checksum
