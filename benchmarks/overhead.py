@@ -2,19 +2,23 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from benchmarks.arithmetic import interleaved, median, percentile
 from benchmarks.echo import bare_round_trip
 from benchmarks.figures import Figure, Target
 from benchmarks.host import BenchmarkHost, HostModel, benchmark_host
 from benchmarks.inprocess import InProcessLoop, in_process_loop
+from benchmarks.python_server import PythonServer, is_available, python_server
 from benchmarks.setting import Setting
+from benchmarks.text import prose
 
 PART = "overhead"
 N_CTX = 2048
 PROMPT_TOKENS = 32
 NUM_TOKENS = 256
 CALLS_PER_ROUND = 200
+END_TOKENS = (0, 2)  # of SmolLM2
 DECODE_TARGET = Target(at_least=0.98)
 
 
@@ -43,24 +47,26 @@ def _decode(setting: Setting, model: HostModel, loop: InProcessLoop) -> list[Fig
         llama_decode_ms.append(answer["decode_s"] / answer["num_tokens"] * 1e3)
         return answer["num_tokens"] / answer["wall_s"]
 
-    samples = interleaved({"host": host_rate, loop.name: loop_rate}, setting.repeats(7, 3))
+    runs = {"host": host_rate, loop.name: loop_rate}
+    with ExitStack() as stack:
+        if is_available():
+            peer = stack.enter_context(python_server(setting.model, N_CTX))
+            runs[peer.name] = lambda number: _python_rate(peer, number)
+        samples = interleaved(runs, setting.repeats(7, 3))
     ours, theirs = median(samples["host"]), median(samples[loop.name])
-    share_us = (1e3 / ours - median(llama_decode_ms)) * 1e3
+    peers = median(samples[PythonServer.name]) if PythonServer.name in samples else None
+    share_us = 1e6 / ours - median(llama_decode_ms) * 1e3
+    loop_share_us = 1e6 / theirs - median(llama_decode_ms) * 1e3
     return [
         Figure(PART, "single-stream decode", ours, "tokens/s", loop.name, theirs, DECODE_TARGET, samples=samples),
-        Figure(
-            PART,
-            "step outside llama_decode, 1 stream",
-            share_us,
-            "µs",
-            loop.name,
-            _loop_share_us(theirs, llama_decode_ms),
-        ),
+        Figure(PART, "single-stream decode", ours, "tokens/s", PythonServer.name, peers),
+        Figure(PART, "a step outside llama_decode, 1 stream", share_us, "µs", loop.name, loop_share_us),
     ]
 
 
-def _loop_share_us(tokens_per_s: float, llama_decode_ms: list[float]) -> float:
-    return (1e3 / tokens_per_s - median(llama_decode_ms)) * 1e3
+def _python_rate(peer: PythonServer, number: int) -> float:
+    """It takes text only; the length of a prompt hardly matters to the rate after it."""
+    return peer.stream_text(prose(100 + number, PROMPT_TOKENS), NUM_TOKENS, END_TOKENS).decode_tokens_per_s
 
 
 def _own_cost(setting: Setting, stub: HostModel) -> Figure:
