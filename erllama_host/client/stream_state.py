@@ -1,0 +1,368 @@
+"""One inference stream as its client sees it, through everything that can happen to a host. Pure: time comes in, actions go out.
+
+    SUBMITTED   `infer` is on its way; no `accepted` for this attempt yet
+    RUNNING     one incarnation of the worker has the request
+    WAITING     nobody can take it just now (the model loads, a queue is full); tried again at `_retry_at`
+    ENDED       `End` or `Fail` has been returned; everything that still comes is ignored
+
+What keeps an answer whole, in any order of losses, repetitions and restarts:
+- Ids are taken only in sequence: an event that starts at the next index is delivered, one before it is a repetition, and one
+  beyond it (or across it) makes the client ask again with `resume`. So nothing is delivered twice or skipped.
+- Before the `accepted` of the current attempt, tokens are not taken: they would be of an earlier life of the worker, whose
+  continuation the new one does not know.
+- Text without ids (what was held back, released at the end) is kept until `done`: a replay of it must not show twice.
+- Credit: the reader's window. What a lost message may have granted is granted again after a reconnect.
+"""
+
+from enum import Enum
+
+import msgspec
+
+from erllama_host.client.actions import Action, Deliver, End, Fail, Send
+from erllama_host.client.answer import Answer, Fit
+from erllama_host.client.answer import Credit as CreditWindow
+from erllama_host.client.limits import StreamLimits, spread
+from erllama_host.client.results import StreamEnd, stats_of
+from erllama_host.errors import ErllamaError, Timeout, WorkerDied, from_wire
+from erllama_host.protocol.inference import (
+    Accepted,
+    Cancel,
+    Credit,
+    Done,
+    ErrorBody,
+    Infer,
+    Lost,
+    Moved,
+    Resume,
+    ResumePoint,
+    Tokens,
+)
+
+StreamEvent = Accepted | Tokens | Done | ErrorBody | Lost | Moved
+
+_BUSY = ("QueueFull", "SessionBusy")
+"""Refusals that a request which has run before waits out: its caller has part of the answer already."""
+_AFTER_DEATH_S = 0.1
+_MAX_DONE_GAPS = 3
+"""How often `done` may speak of more tokens than came, before it is believed."""
+
+
+class Phase(Enum):
+    """Where a stream stands; the module's header tells what each means."""
+
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    WAITING = "waiting"
+    ENDED = "ended"
+
+
+class StreamState:
+    """State of one stream; owned by the connection that opened it, on one thread.
+
+    Every method returns the actions to carry out, in order. `wake_at` says when `on_tick` is due at the latest.
+    """
+
+    def __init__(self, ref: str, request: Infer, limits: StreamLimits, deadline: float | None = None) -> None:
+        """`request` has been checked. `deadline` is on the clock of all `now` arguments; None is never."""
+        self.ref = ref
+        self.deadline = deadline
+        self.phase = Phase.SUBMITTED
+        self.num_resumes = 0
+        self.answer = Answer()
+        self._request = request
+        self._limits = limits
+        self._credit = CreditWindow(limits.window, limits.grant_at)
+        self._online = self._sent = False
+        self._attempt = 0
+        self._accepted: Accepted | None = None
+        self._live = False
+        """Whether the current attempt has been accepted."""
+        self._asked = False
+        """Whether a `resume` of the current attempt is out: only then can a `lost` be meant for it."""
+        self._resumes_in_row = self._deaths_in_row = self._done_gaps = 0
+        self._started_at = self._quiet_since = self._last_sent = self._last_asked = self._retry_at = 0.0
+        self._first_token_at: float | None = None
+        self._cancelled_at: float | None = None
+
+    # ---- what the caller and the connection do -------------------------------------------------------------------
+
+    def start(self, now: float, online: bool) -> list[Action]:
+        """Submit the request, now or as soon as there is a connection."""
+        self._started_at = self._quiet_since = now
+        self._online = online
+        return self._submit(now) if online else []
+
+    def on_online(self, now: float) -> list[Action]:
+        """The connection stands (again). What was under way when it broke may be lost, both ways."""
+        self._online = True
+        self._quiet_since = now
+        if self.phase in (Phase.ENDED, Phase.WAITING):
+            return []
+        if not self._sent:
+            return self._submit(now)
+        actions = self._ask(now, force=True)
+        if self._live:
+            self._credit.doubt(self.answer.next_index)
+            actions += self._grant(now)
+        return actions
+
+    def on_offline(self, now: float) -> list[Action]:
+        """The connection broke. A cancelled stream has nothing left to wait for."""
+        self._online = False
+        ends = self.phase is not Phase.ENDED and self._cancelled_at is not None
+        return self._end_cancelled(now) if ends else []
+
+    def on_read(self, num_tokens: int, now: float) -> list[Action]:
+        """The reader took `num_tokens` more."""
+        due = self._credit.read(num_tokens) and self._live and self._online and self.phase is not Phase.ENDED
+        return self._grant(now) if due else []
+
+    def cancel(self, now: float) -> list[Action]:
+        """Ask for the end; the stream ends with `End`, cancelled, soon. Idempotent."""
+        if self.phase is Phase.ENDED or self._cancelled_at is not None:
+            return []
+        self._cancelled_at = self._quiet_since = now
+        if not self._online or not self._sent or self.phase is Phase.WAITING:
+            return self._end_cancelled(now)
+        return [self._send("cancel", Cancel(), now)]
+
+    def give_up(self, error: ErllamaError) -> list[Action]:
+        """End with `error`, unless it has ended."""
+        if self.phase is Phase.ENDED:
+            return []
+        self.phase = Phase.ENDED
+        return [Fail(error)]
+
+    def on_tick(self, now: float) -> list[Action]:
+        """Do what is due by now: time limits, retries, questions, signs of life."""
+        if self.phase is Phase.ENDED:
+            return []
+        if (actions := self._limits_reached(now)) is not None:
+            return actions
+        if not self._online:
+            return []
+        if self.phase is Phase.WAITING:
+            return self._retry(now) if now >= self._retry_at else []
+        actions = []
+        if self._expecting() and now >= self._ask_at():
+            actions += self._ask(now, force=True)
+        if now >= self._last_sent + self._limits.sign_of_life_s:
+            actions.append(self._send("credit", Credit(), now))
+        return actions
+
+    def wake_at(self) -> float:
+        """When `on_tick` has something to do, if nothing happens before."""
+        if self.phase is Phase.ENDED:
+            return float("inf")
+        times = [float("inf")]
+        if self.deadline is not None:
+            times.append(self.deadline + self._margin_s())
+        if self._cancelled_at is not None:
+            times.append(self._cancelled_at + self._limits.cancel_s)
+        if self._online and self.phase is Phase.WAITING:
+            times.append(self._retry_at)
+        elif self._online:
+            times.append(self._last_sent + self._limits.sign_of_life_s)
+            if self._expecting():
+                times += [self._ask_at(), self._quiet_since + self._limits.mute_s]
+        return min(times)
+
+    # ---- what comes from the host --------------------------------------------------------------------------------
+
+    def on_event(self, event: StreamEvent, now: float) -> list[Action]:
+        """Take one event of this stream, or a hint that the model has moved."""
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case Tokens():
+                return self._on_tokens(event, now)
+            case Accepted():
+                return self._on_accepted(event, now)
+            case Done():
+                return self._on_done(event, now)
+            case Lost():
+                return self._on_lost(now)
+            case Moved():
+                return self._on_moved(event, now)
+            case ErrorBody():
+                return self._on_error(event, now)
+
+    def _on_accepted(self, event: Accepted, now: float) -> list[Action]:
+        if event.attempt != self._attempt:
+            return []
+        self._quiet_since = now
+        if not self._live:
+            self._live = True
+            self._accepted = event
+        self.phase = Phase.RUNNING
+        # Read while nobody had the request: what that would have granted is due now.
+        return self.on_read(0, now)
+
+    def _on_tokens(self, event: Tokens, now: float) -> list[Action]:
+        if not self._live:
+            return self._ask(now)
+        self._quiet_since = now
+        self.phase = Phase.RUNNING
+        fit = self.answer.fit(event)
+        if fit is not Fit.NEXT:
+            return self._ask(now) if fit is Fit.GAP else []
+        pieces = self.answer.take(event)
+        if not pieces:
+            return []
+        if self._first_token_at is None:
+            self._first_token_at = now
+        self._resumes_in_row = self._deaths_in_row = self._done_gaps = 0
+        return [Deliver(pieces)]
+
+    def _on_done(self, event: Done, now: float) -> list[Action]:
+        if not self._live:
+            return self._ask(now)
+        self._quiet_since = now
+        if event.cancel_reason == "lost_client" and self._cancelled_at is None:
+            # The worker did not hear of us for too long, but here we are: the host was away, or this loop stood still.
+            return self._resubmit(now, died=False)
+        if event.generated > self.answer.next_index and self._done_gaps < _MAX_DONE_GAPS:
+            self._done_gaps += 1
+            return self._ask(now, force=True)
+        return self._finish(event, now)
+
+    def _on_lost(self, now: float) -> list[Action]:
+        if not self._asked or self.phase is Phase.WAITING:
+            return []
+        return self._resubmit(now, died=self._live)
+
+    def _on_moved(self, event: Moved, now: float) -> list[Action]:
+        if not event.incarnation or not self._online or not self._sent:
+            return []
+        if self._live and self._accepted is not None and event.incarnation == self._accepted.incarnation:
+            return []
+        return self._retry(now) if self.phase is Phase.WAITING else self._ask(now)
+
+    def _on_error(self, event: ErrorBody, now: float) -> list[Action]:
+        error = from_wire(event.code, event.message, event.details)
+        started = self._accepted is not None or self._attempt > 0
+        if event.code == "ModelLoading" or (started and event.code in _BUSY):
+            if self._cancelled_at is not None:
+                return self._end_cancelled(now)
+            return self._wait(now, error.retry_after_s)
+        if event.code == "WorkerDied" and self._limits.max_resumes > 0:
+            return self._resubmit(now, died=True, wait_s=error.retry_after_s or _AFTER_DEATH_S)
+        return self.give_up(error)
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, now: float) -> list[Action]:
+        """Send the request, as this attempt; with what is known of earlier ones."""
+        self.phase, self._live, self._asked, self._sent = Phase.SUBMITTED, False, False, True
+        self.answer.forget_held_back()
+        self._quiet_since = now
+        return [self._send("infer", self._body(), now)]
+
+    def _body(self) -> Infer:
+        credit = self._credit.initial(self.answer.next_index)
+        body = msgspec.structs.replace(self._request, credit=credit, attempt=self._attempt)
+        if self._accepted is None:
+            return body
+        point = ResumePoint(
+            delivered=self.answer.ids,
+            seed=self._accepted.seed,
+            adapters=self._accepted.adapters,
+            deaths=self._deaths_in_row,
+        )
+        return msgspec.structs.replace(body, text=None, chat=None, tokens=self._accepted.prompt, resume=point)
+
+    def _resubmit(self, now: float, died: bool, wait_s: float = 0.0) -> list[Action]:
+        """Nobody has the request any more: send it again as the next attempt."""
+        if self._cancelled_at is not None:
+            return self._end_cancelled(now)
+        self._resumes_in_row += 1
+        self._deaths_in_row += died
+        if self._resumes_in_row > self._limits.max_resumes:
+            return self.give_up(self._died())
+        self.num_resumes += 1
+        self._attempt += 1
+        self._live = False
+        return self._wait(now, wait_s) if wait_s > 0 else self._submit(now)
+
+    def _died(self) -> WorkerDied:
+        if self._limits.max_resumes == 0:
+            return WorkerDied("the model's process ended while it had this request", resumes=0)
+        return WorkerDied(
+            f"the request was lost {self._resumes_in_row} times in a row without a new token; "
+            "it may be what ends the model's process",
+            poison=True,
+            resumes=self.num_resumes,
+        )
+
+    def _wait(self, now: float, retry_after_s: float | None) -> list[Action]:
+        """Try again later. Spread over the clients, by their refs, so that they do not come back all at once."""
+        wait_s = min(self._limits.retry_s if retry_after_s is None else retry_after_s, self._limits.max_retry_s)
+        self.phase = Phase.WAITING
+        self._quiet_since = now
+        self._retry_at = now + wait_s * (1 + 0.25 * spread(self.ref))
+        return []
+
+    def _retry(self, now: float) -> list[Action]:
+        if not self._live:
+            return self._submit(now)
+        self.phase = Phase.RUNNING
+        return self._ask(now, force=True)
+
+    def _ask(self, now: float, force: bool = False) -> list[Action]:
+        """Ask for everything from the next index on; not over and over for the same loss, unless `force`."""
+        if not self._online or (not force and self._asked and now < self._last_asked + self._limits.ask_again_s):
+            return []
+        self._last_asked = now
+        self._asked = True
+        return [self._send("resume", Resume(next_index=self.answer.next_index), now)]
+
+    def _grant(self, now: float) -> list[Action]:
+        if not self._expecting():
+            self._quiet_since = now  # until here the worker had no credit: its silence meant nothing
+        tokens = self._credit.grant()
+        return [self._send("credit", Credit(tokens=tokens), now)] if tokens > 0 else []
+
+    def _expecting(self) -> bool:
+        """Whether silence means something: a worker without credit has nothing to say."""
+        return not self._live or self._credit.granted > self.answer.next_index or self._cancelled_at is not None
+
+    def _ask_at(self) -> float:
+        return max(self._quiet_since, self._last_asked) + self._limits.silence_s
+
+    def _margin_s(self) -> float:
+        """The worker ends a late request itself; while none has it, the client does."""
+        return 0.0 if self.phase is Phase.WAITING else self._limits.deadline_margin_s
+
+    def _limits_reached(self, now: float) -> list[Action] | None:
+        if self._cancelled_at is not None and now >= self._cancelled_at + self._limits.cancel_s:
+            return self._end_cancelled(now)
+        if self.deadline is not None and now >= self.deadline + self._margin_s():
+            return [*self._farewell(now), *self.give_up(Timeout("the request's deadline_s has passed"))]
+        if self._online and self._expecting() and now >= self._quiet_since + self._limits.mute_s:
+            text = f"the model has not answered for {self._limits.mute_s:.0f} s, although it was asked"
+            return [*self._farewell(now), *self.give_up(Timeout(text))]
+        return None
+
+    def _farewell(self, now: float) -> list[Action]:
+        return [self._send("cancel", Cancel(), now)] if self._online and self._sent else []
+
+    def _end_cancelled(self, now: float) -> list[Action]:
+        return self._finish(Done(finish_reason="cancelled", cancelled=True, cancel_reason="client"), now)
+
+    def _finish(self, done: Done, now: float) -> list[Action]:
+        self.phase = Phase.ENDED
+        rest = self.answer.rest()
+        stats = stats_of(
+            done,
+            generated=self.answer.next_index,
+            resumes=self.num_resumes,
+            ttft_ms=1000 * ((self._first_token_at or now) - self._started_at),
+            total_ms=1000 * (now - self._started_at),
+        )
+        prompt = self._accepted.prompt if self._accepted is not None else b""
+        end = End(StreamEnd(stats=stats, prompt=prompt, generated=self.answer.ids))
+        return [Deliver(rest), end] if rest else [end]
+
+    def _send(self, kind: str, body: object, now: float) -> Send:
+        self._last_sent = now
+        return Send(kind, body)

@@ -1,0 +1,221 @@
+"""A stream is delivered whole, in order and once, whatever is lost, repeated, late or restarted on the way."""
+
+from dataclasses import dataclass, field, replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erllama_host.client.actions import Action, Deliver, End, Fail, Send
+from erllama_host.client.infer_options import infer_request
+from erllama_host.client.limits import StreamLimits
+from erllama_host.client.results import Completion, StreamEnd, Transcript
+from erllama_host.client.stream_state import StreamState
+from erllama_host.protocol.inference import Accepted, ErrorBody, Moved
+from tests.support.fake_worker import FakeWorker, expected_ids, expected_text
+
+REF = "tiny/" + "0123456789abcdef" * 2
+LIMITS = StreamLimits(window=8, grant_at=2, max_resumes=10_000)
+
+
+@dataclass
+class World:
+    """A client, a wire that may lose and repeat, and a worker that may die. Time stands still unless told."""
+
+    total: int
+    limits: StreamLimits = LIMITS
+    now: float = 0.0
+    lives: int = 1
+    up: list[Send] = field(default_factory=list)
+    down: list[object] = field(default_factory=list)
+    late: list[object] = field(default_factory=list)
+    """What an earlier life of the worker sent and has not arrived yet."""
+    unread: int = 0
+    transcript: Transcript = field(default_factory=Transcript)
+    ids: list[int] = field(default_factory=list)
+    outcome: StreamEnd | Exception | None = None
+    online: bool = True
+
+    def __post_init__(self) -> None:
+        self.worker: FakeWorker | None = FakeWorker("life-1")
+        request = infer_request("a prompt", {"max_tokens": self.total})
+        self.prompt = bytes(b for c in b"a prompt" for b in (c, 0, 0, 0))
+        self.state = StreamState(REF, request.body, self.limits)
+        self.do(self.state.start(self.now, online=True))
+
+    def do(self, actions: list[Action]) -> None:
+        for action in actions:
+            assert self.outcome is None, "nothing may follow the end"
+            match action:
+                case Send():
+                    self.up.append(action)
+                case Deliver():
+                    self.unread += self.transcript.add(action.pieces)
+                    for piece in action.pieces:
+                        assert piece.seq == len(self.ids)
+                        self.ids += piece.token_ids
+                case End():
+                    self.outcome = action.result
+                case Fail():
+                    self.outcome = action.error
+
+    # What can happen; each is one step of a schedule.
+
+    def take_up(self) -> None:
+        if self.up and self.online:
+            message = self.up.pop(0)
+            if self.worker is None:
+                loading = ErrorBody(code="ModelLoading", message="loading", details={"retry_after_s": 0.5})
+                if message.kind in ("infer", "resume"):
+                    self.down.append(loading)
+            else:
+                self.down += [body for _, _, body in self.worker.handle(REF, message.kind, message.body)]
+
+    def take_down(self) -> None:
+        if self.down and self.online:
+            body = self.down.pop(0)
+            if isinstance(body, Accepted) and body.incarnation == f"life-{self.lives}":
+                self.late.clear()  # the controller fences earlier lives
+            self.do(self.state.on_event(body, self.now))
+
+    def take_late(self) -> None:
+        if self.late and self.online:
+            self.do(self.state.on_event(self.late.pop(0), self.now))
+
+    def repeat_down(self) -> None:
+        if self.down:
+            self.down.insert(0, self.down[0])
+
+    def lose_down(self) -> None:
+        if self.down:
+            self.down.pop(0)
+
+    def lose_up(self) -> None:
+        if self.up:
+            self.up.pop(0)
+
+    def make_one(self) -> None:
+        self.make(1)
+
+    def make_five(self) -> None:
+        self.make(5)
+
+    def make(self, count: int) -> None:
+        if self.worker is not None:
+            self.down += [body for _, _, body in self.worker.step(REF, count)]
+
+    def read(self) -> None:
+        count, self.unread = self.unread, 0
+        self.do(self.state.on_read(count, self.now))
+
+    def die(self) -> None:
+        if self.worker is not None:
+            self.worker = None
+            self.late, self.down = self.late + self.down, []
+
+    def respawn(self) -> None:
+        if self.worker is None:
+            self.lives += 1
+            self.worker = FakeWorker(f"life-{self.lives}")
+
+    def hint(self) -> None:
+        if self.online:
+            self.do(self.state.on_event(Moved(incarnation=self.worker.incarnation if self.worker else ""), self.now))
+
+    def break_link(self) -> None:
+        if self.online:
+            self.online = False
+            self.up.clear()
+            self.down.clear()
+            self.late.clear()
+            self.do(self.state.on_offline(self.now))
+
+    def mend_link(self) -> None:
+        if not self.online:
+            self.online = True
+            self.do(self.state.on_online(self.now))
+
+    def pass_time(self) -> None:
+        self.now += 0.3
+        self.do(self.state.on_tick(self.now))
+
+    def calm_down(self, rounds: int = 400) -> None:
+        """From here on nothing goes wrong any more: the stream must end."""
+        self.mend_link()
+        self.respawn()
+        for _ in range(rounds):
+            if self.outcome is not None:
+                return
+            for step in (self.take_up, self.make_five, self.take_down, self.take_down, self.read, self.pass_time):
+                if self.outcome is None:
+                    step()
+
+    def completion(self) -> Completion:
+        assert isinstance(self.outcome, StreamEnd), self.outcome
+        return self.transcript.completion(self.outcome)
+
+
+MISHAPS = (
+    "take_up take_up take_down take_down take_down take_late repeat_down lose_down lose_up make_one make_five make_five read "
+    "die respawn hint break_link mend_link pass_time pass_time"
+).split()
+
+
+@settings(max_examples=300, deadline=None)
+@given(total=st.integers(1, 40), schedule=st.lists(st.sampled_from(MISHAPS), max_size=120))
+def test_nothing_is_lost_repeated_or_changed(total, schedule):
+    world = World(total)
+    for step in schedule:
+        if world.outcome is None:
+            getattr(world, step)()
+        assert world.ids == expected_ids(world.prompt, len(world.ids))
+    world.calm_down()
+    done = world.completion()
+    assert done.generated == world.ids == expected_ids(world.prompt, total)
+    assert done.text == expected_text(world.prompt, total)
+    assert done.tokens == [*b"a prompt", *done.generated]
+    assert not done.cancelled
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    total=st.integers(1, 60),
+    schedule=st.lists(st.sampled_from("take_up take_down take_down make_five read pass_time".split()), max_size=80),
+)
+def test_a_worker_never_sends_more_than_the_reader_has_granted(total, schedule):
+    world = World(total)
+    for step in schedule:
+        if world.outcome is None:
+            getattr(world, step)()
+        assert len(world.ids) - (len(world.ids) - world.unread) <= LIMITS.window
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    schedule=st.lists(st.sampled_from(MISHAPS), max_size=60),
+    after=st.lists(st.sampled_from(MISHAPS), max_size=60),
+)
+def test_a_cancelled_stream_ends_cancelled_or_complete(schedule, after):
+    world = World(30)
+    for step in schedule:
+        if world.outcome is None:
+            getattr(world, step)()
+    if world.outcome is None:
+        world.do(world.state.cancel(world.now))
+    for step in after:
+        if world.outcome is None:
+            getattr(world, step)()
+    world.calm_down()
+    done = world.completion()
+    assert done.generated == expected_ids(world.prompt, len(done.generated))
+    assert done.cancelled or len(done.generated) == 30
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=st.lists(st.sampled_from(MISHAPS), max_size=80))
+def test_the_wake_up_time_is_never_in_the_past_after_a_tick(schedule):
+    world = World(20, limits=replace(LIMITS, max_resumes=3))
+    for step in schedule:
+        if world.outcome is None:
+            getattr(world, step)()
+        world.do(world.state.on_tick(world.now))
+        assert world.state.wake_at() > world.now

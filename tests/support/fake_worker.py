@@ -1,0 +1,154 @@
+"""A worker's side of inference streams without a model: deterministic tokens, text held back, replay, credit, incarnations.
+
+What it must produce for a prompt is known beforehand (`expected_ids`, `expected_text`), whatever happens on the way.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+
+from erllama_host.protocol.inference import (
+    Accepted,
+    Cancel,
+    Credit,
+    Done,
+    Infer,
+    Lost,
+    Part,
+    Resume,
+    Tokens,
+    pack_tokens,
+    unpack_tokens,
+)
+
+Event = tuple[str, str, object]
+"""(ref, kind, body)"""
+
+
+def prompt_ids(body: Infer) -> bytes:
+    if body.tokens is not None:
+        return body.tokens
+    return pack_tokens(list((body.text or "chat").encode()))
+
+
+def token_at(prompt: bytes, index: int) -> int:
+    return zlib.crc32(prompt + b"/%d" % index) % 50_000
+
+
+def expected_ids(prompt: bytes, count: int) -> list[int]:
+    return [token_at(prompt, i) for i in range(count)]
+
+
+def text_of(token: int) -> str:
+    return f" {token}"
+
+
+def expected_text(prompt: bytes, count: int) -> str:
+    return "".join(text_of(t) for t in expected_ids(prompt, count))
+
+
+def is_held_back(token: int) -> bool:
+    """Text of these tokens comes with the next one, or at the end, as UTF-8 halves and beginnings of stop strings do."""
+    return token % 3 == 0
+
+
+@dataclass
+class Run:
+    body: Infer
+    prompt: bytes
+    total: int
+    allowance: int
+    position: int = 0
+    held: str = ""
+    log: list[tuple[str, object]] = field(default_factory=list)
+    finished: bool = False
+
+
+class FakeWorker:
+    """One incarnation. `handle` takes a client's message, `step` makes tokens; both return events for the client."""
+
+    def __init__(self, incarnation: str, default_total: int = 20) -> None:
+        self.incarnation = incarnation
+        self.default_total = default_total
+        self.runs: dict[str, Run] = {}
+
+    def handle(self, ref: str, kind: str, body: object) -> list[Event]:
+        match body:
+            case Infer():
+                return self._infer(ref, body)
+            case Resume():
+                return self._replay(ref, body.next_index)
+            case Credit() if ref in self.runs:
+                self.runs[ref].allowance += body.tokens
+            case Cancel() if ref in self.runs and not self.runs[ref].finished:
+                return self._finish(ref, self.runs[ref], cancel_reason=body.reason)
+        return []
+
+    def step(self, ref: str, count: int = 1) -> list[Event]:
+        """Make up to `count` tokens, as one event; the end of the stream where it is due."""
+        run = self.runs.get(ref)
+        if run is None or run.finished:
+            return []
+        end = min(run.position + count, run.total, run.allowance)
+        events = [self._tokens(ref, run, end)] if end > run.position else []
+        return events + (self._finish(ref, run) if run.position == run.total else [])
+
+    def _infer(self, ref: str, body: Infer) -> list[Event]:
+        delivered = len(body.resume.delivered) // 4 if body.resume else 0
+        known = self.runs.get(ref)
+        if known is not None:  # never run twice: a later attempt takes over what runs
+            known.body = body
+            return self._replay(ref, delivered)
+        total = self.default_total if body.max_tokens is None else body.max_tokens
+        run = self.runs[ref] = Run(body, prompt_ids(body), total, delivered + body.credit, position=delivered)
+        if body.resume:
+            assert unpack_tokens(body.resume.delivered) == expected_ids(run.prompt, delivered)
+            run.held = _held(expected_ids(run.prompt, delivered))
+        return [(ref, "accepted", self._accepted(run))]
+
+    def _accepted(self, run: Run) -> Accepted:
+        return Accepted(incarnation=self.incarnation, prompt=run.prompt, seed=7, attempt=run.body.attempt)
+
+    def _replay(self, ref: str, next_index: int) -> list[Event]:
+        run = self.runs.get(ref)
+        if run is None:
+            return [(ref, "lost", Lost(incarnation=self.incarnation))]
+        again = [(ref, kind, b) for kind, b in run.log if not isinstance(b, Tokens) or b.first_index >= next_index]
+        return [(ref, "accepted", self._accepted(run)), *again]
+
+    def _tokens(self, ref: str, run: Run, end: int) -> Event:
+        ids = [token_at(run.prompt, i) for i in range(run.position, end)]
+        text = run.held + "".join(text_of(t) for t in ids)
+        run.held = _held(ids) if not all(is_held_back(t) for t in ids) else run.held + _held(ids)
+        text = text.removesuffix(run.held)
+        body = Tokens(first_index=run.position, ids=pack_tokens(ids), parts=[Part("text", text)] if text else [])
+        run.position = end
+        run.log.append(("tokens", body))
+        return (ref, "tokens", body)
+
+    def _finish(self, ref: str, run: Run, cancel_reason: str | None = None) -> list[Event]:
+        run.finished = True
+        events: list[tuple[str, object]] = []
+        if run.held:
+            events.append(("tokens", Tokens(first_index=run.position, parts=[Part("text", run.held)])))
+        cancelled = cancel_reason is not None
+        done = Done(
+            finish_reason="cancelled" if cancelled else "length",
+            finish_key=b"k" * 32,
+            finish_len=len(run.prompt) // 4 + run.position,
+            generated=run.position,
+            cancelled=cancelled,
+            cancel_reason=cancel_reason,
+        )
+        events.append(("done", done))
+        run.log += events
+        return [(ref, kind, body) for kind, body in events]
+
+
+def _held(ids: list[int]) -> str:
+    """The trailing text that is held back after `ids`."""
+    held: list[str] = []
+    for token in reversed(ids):
+        if not is_held_back(token):
+            break
+        held.insert(0, text_of(token))
+    return "".join(held)
