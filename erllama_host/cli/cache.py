@@ -1,4 +1,4 @@
-"""`erllama cache ls | stats | gc | evict | verify`: look into the KV cache that all models share, and tidy it."""
+"""`erllama cache ls | stats | gc | evict | verify | pin | unpin`: look into the KV cache that all models share, and tidy it."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -11,25 +11,32 @@ from erllama_host.cli.options import JsonFlag, OptionalModelName, flag
 from erllama_host.cli.output import note, print_json, print_table
 from erllama_host.errors import InvalidRequest
 
+RowKey = Annotated[str, typer.Argument(metavar="KEY", help="Key of a row, hex, as in finish_key.", show_default=False)]
+
 
 def list_segments(
     ctx: typer.Context,
     model: OptionalModelName = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many to show.")] = 50,
+    whole_keys: Annotated[bool, flag("--keys", help="Whole keys, as evict and pin need them.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List cached segments, the most valuable first.
 
     Examples:
         $ erllama cache ls tiny -n 10
+        $ erllama cache ls --json | jq -r '.segments[] | select(.pinned) | .key'
     """
-    from erllama_host.cli.cache_screens import segments_table
+    from erllama_host.cli.cache_screens import segments_table, shown_note
 
-    result = _call(ctx, "ls", model=model, limit=limit)
+    with open_client(ctx) as host:
+        result = host.cache_ls(model, limit)
     if as_json:
         print_json(result)
-    else:
-        print_table(segments_table(result))
+        return
+    print_table(segments_table(result, whole_keys))
+    if left_out := shown_note(result):
+        note(left_out)
 
 
 def stats(ctx: typer.Context, as_json: JsonFlag = False) -> None:
@@ -37,10 +44,12 @@ def stats(ctx: typer.Context, as_json: JsonFlag = False) -> None:
 
     Examples:
         $ erllama cache stats
+        $ erllama cache stats --json | jq .tiers.ram.used_bytes
     """
     from erllama_host.cli.cache_screens import stats_tables
 
-    result = _call(ctx, "stats")
+    with open_client(ctx) as host:
+        result = host.cache_stats()
     if as_json:
         print_json(result)
         return
@@ -49,19 +58,24 @@ def stats(ctx: typer.Context, as_json: JsonFlag = False) -> None:
 
 
 def gc(ctx: typer.Context, as_json: JsonFlag = False) -> None:
-    """Drop what nobody can use any more, and count the bytes anew.
+    """Drop what nobody can use any more, and give recyclable files back.
 
     Examples:
         $ erllama cache gc
     """
-    _tidy(ctx, as_json, "gc")
+    from erllama_host.cli.progress import waiting
+
+    with open_client(ctx) as host, waiting("tidying the cache"):
+        result = host.cache_gc()
+    _print_outcome(result, as_json)
 
 
 def evict(
     ctx: typer.Context,
     model: OptionalModelName = None,
     key: Annotated[
-        str | None, typer.Option("--key", help="Only this row and what continues it (hex).", show_default=False)
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Only this row and what continues it.", show_default=False),
     ] = None,
     everything: Annotated[bool, flag("--all", help="Of all models.")] = False,
     pinned: Annotated[bool, flag("--pinned", help="Pinned ones, too.")] = False,
@@ -75,9 +89,13 @@ def evict(
         $ erllama cache evict tiny
         $ erllama cache evict --all --pinned
     """
+    from erllama_host.cli.progress import waiting
+
     if sum((model is not None, key is not None, everything)) != 1:
         raise InvalidRequest("say what to evict: exactly one of MODEL, --key and --all", field="model")
-    _tidy(ctx, as_json, "evict", model=model, key=key, everything=everything, pinned=pinned)
+    with open_client(ctx) as host, waiting("evicting"):
+        result = host.cache_evict(model, key=key, everything=everything, pinned=pinned)
+    _print_outcome(result, as_json)
 
 
 def verify(ctx: typer.Context, model: OptionalModelName = None, as_json: JsonFlag = False) -> int:
@@ -88,52 +106,43 @@ def verify(ctx: typer.Context, model: OptionalModelName = None, as_json: JsonFla
     Examples:
         $ erllama cache verify
     """
-    result = _tidy(ctx, as_json, "verify", model=model)
-    return Exit.FAILED if result.get("corrupt") else Exit.OK
+    from erllama_host.cli.progress import waiting
+
+    with open_client(ctx) as host, waiting("comparing checksums"):
+        result = host.cache_verify(model)
+    _print_outcome(result, as_json)
+    return Exit.FAILED if result["corrupt_files"] else Exit.OK
 
 
-def pin(
-    ctx: typer.Context, key: Annotated[str, typer.Argument(help="Key of the row (hex), as in finish_key.")]
-) -> None:
+def pin(ctx: typer.Context, key: RowKey) -> None:
     """Keep a row from eviction.
 
     Examples:
         $ erllama cache pin 5f0c...
     """
-    _call(ctx, "pin", key=key)
+    with open_client(ctx) as host:
+        host.cache_pin(key)
     note("pinned")
 
 
-def unpin(ctx: typer.Context, key: Annotated[str, typer.Argument(help="Key of the row (hex).")]) -> None:
+def unpin(ctx: typer.Context, key: RowKey) -> None:
     """Let a pinned row be evicted again.
 
     Examples:
         $ erllama cache unpin 5f0c...
     """
-    _call(ctx, "unpin", key=key)
+    with open_client(ctx) as host:
+        host.cache_unpin(key)
     note("not pinned any more")
 
 
-def _call(ctx: typer.Context, op: str, **arguments: Any) -> dict[str, Any]:
-    """One operation of the cache daemon, through the host; arguments that are not set are left out."""
-    from erllama_host.cli.progress import waiting
-
-    with open_client(ctx) as host, waiting(f"cache {op}"):
-        result: dict[str, Any] = host.cache(
-            op, **{name: value for name, value in arguments.items() if value not in (None, False)}
-        )
-    return result
-
-
-def _tidy(ctx: typer.Context, as_json: bool, op: str, **arguments: Any) -> dict[str, Any]:
+def _print_outcome(result: dict[str, Any], as_json: bool) -> None:
     from erllama_host.cli.cache_screens import outcome_table
 
-    result = _call(ctx, op, **arguments)
     if as_json:
         print_json(result)
     else:
         print_table(outcome_table(result))
-    return result
 
 
 COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (

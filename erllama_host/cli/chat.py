@@ -155,10 +155,7 @@ class Conversation:
             _say_error(error)
 
     def _answer(self) -> None:
-        from erllama_host.protocol.inference import ChatRequest
-
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        with self.model.infer(ChatRequest(messages=[*messages, *self.messages]), **self.params) as stream:
+        with self.model.chat_stream(self.messages, self.system, **self.params) as stream:
             answer = answering.show(stream, sys.stdout)
             if stream.stats is not None:
                 self.last_stats = answering.stats_line(stream.stats)

@@ -59,4 +59,4 @@ def connect(endpoint: str, key_file: Path | None = None, server_key_file: Path |
     """A client for `endpoint`; tests put a fake here."""
     from erllama_host.client import Client
 
-    return Client(endpoint)
+    return Client(endpoint, key_file=key_file, server_key_file=server_key_file)

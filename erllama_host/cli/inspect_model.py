@@ -77,7 +77,12 @@ def embed(
 
 def _vectors_table(texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> Table:
     """The beginning of each vector, and its cosine with the first."""
-    columns = (Column("TEXT"), Column("LIKE FIRST", "right"), Column("DIMENSIONS", "right"), Column("VECTOR"))
+    columns = (
+        Column("TEXT", cut=True),
+        Column("LIKE FIRST", "right"),
+        Column("DIMENSIONS", "right"),
+        Column("VECTOR", cut=True),
+    )
     rows = []
     for text, vector in zip(texts, vectors, strict=True):
         beginning = " ".join(f"{value:+.4f}" for value in vector[:_SHOWN_DIMENSIONS])

@@ -8,9 +8,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Self, TextIO
 
 import typer
 
@@ -50,19 +51,21 @@ def logs(
     files = log_files(folder, name)
     if not files:
         raise _no_log(folder, name)
-    tails = [Tail(path) for path in files]
-    printer = Printer(sys.stdout, as_json)
-    for line in merged(tails)[-num:] if num else []:
-        printer.show(line)
-    while follow:
-        new = merged(tails)
-        for line in new:
+    with ExitStack() as stack:
+        tails = [stack.enter_context(Tail(path)) for path in files]
+        printer = Printer(sys.stdout, as_json)
+        first = merged(tails)
+        for line in first[-num:] if num else []:
             printer.show(line)
-        if name is None:
+        while follow:
+            new = merged(tails)
+            for line in new:
+                printer.show(line)
             known = {tail.path for tail in tails}
-            tails += [Tail(path) for path in log_files(folder, None) if path not in known]
-        if not new:
-            time.sleep(_POLL_S)
+            if name is None:
+                tails += [stack.enter_context(Tail(path)) for path in log_files(folder, None) if path not in known]
+            if not new:
+                time.sleep(_POLL_S)
 
 
 def log_files(folder: Path, name: str | None) -> list[Path]:
@@ -106,6 +109,13 @@ class Tail:
         if self._rotated():
             self._open()
             yield from self._rest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def _rest(self) -> Iterator[Line]:
         if self._file is None:

@@ -95,8 +95,7 @@ def restart(ctx: typer.Context, model: ModelName, as_json: JsonFlag = False) -> 
     from erllama_host.cli.progress import load_bar
 
     with open_client(ctx) as host, load_bar(model) as on_progress:
-        host.restart(model, on_progress=on_progress)
-        info = host.model(model).info()
+        info = host.restart(model, on_progress=on_progress)
     if as_json:
         print_json(info)
     else:

@@ -36,12 +36,18 @@ STATUS_STYLE = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `wide`: only on wide terminals, and when piped. `fold`: long text continues on the next line."""
+    """One column.
+
+    Attributes:
+        wide: shown on wide terminals only, and when piped. status: coloured by its first word.
+        cut, fold: what gives way on a narrow terminal: long text is cut, or continues on the next line.
+    """
 
     title: str
     justify: Literal["left", "right"] = "left"
     wide: bool = False
     status: bool = False
+    cut: bool = False
     fold: bool = False
 
 
@@ -52,7 +58,6 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     empty: str = ""
-    title: str = ""
 
 
 def console(stream: TextIO | None = None) -> "Console":
@@ -91,19 +96,22 @@ def print_lines(table: Table, stream: TextIO | None = None) -> None:
 
 
 def rich_table(table: Table, width: int) -> "RichTable":
-    """The table for a terminal of `width` columns."""
-    from rich import box
+    """The table for a terminal of `width` columns. What does not fit is taken from the columns that may give: `fold`, `cut`."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = [index for index, column in enumerate(table.columns) if width >= WIDE_COLUMNS or not column.wide]
-    made = RichTable(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=table.title or None, title_justify="left"
-    )
+    made = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
     for index in shown:
         column = table.columns[index]
-        overflow: Literal["fold", "ellipsis"] = "fold" if column.fold else "ellipsis"
-        made.add_column(column.title, justify=column.justify, no_wrap=not column.fold, overflow=overflow)
+        longest = max(len(text) for text in (column.title, *(row[index] for row in table.rows)))
+        made.add_column(
+            column.title,
+            justify=column.justify,
+            no_wrap=not column.fold,
+            overflow="fold" if column.fold else "ellipsis",
+            min_width=None if column.fold or column.cut else longest,
+        )
     for row in table.rows:
         cells = []
         for index in shown:

@@ -79,6 +79,7 @@ def run(
     ):
         answer = answering.show(stream, answering.to_stdout(as_json))
         figures = stream.stats
+        assert figures is not None  # the stream has been read to its end
     if as_json:
         print_json(
             {
@@ -89,7 +90,7 @@ def run(
                 "stats": figures,
             }
         )
-    if stats and figures is not None:
+    if stats:
         note(answering.stats_line(figures))
     return Exit.INTERRUPTED if answer.interrupted else Exit.OK
 
@@ -104,12 +105,9 @@ def _prompt_text(prompt: str | None) -> str:
 
 def _start(model: "Model", text: str, system: str | None, raw: bool, params: dict[str, Any]) -> "Stream":
     """A model with a chat template is talked to, another one continues the text."""
-    from erllama_host.protocol.inference import ChatRequest
-
     if raw or not model.info().has_chat_template:
         return model.infer(text if system is None else f"{system}\n\n{text}", **params)
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return model.infer(ChatRequest(messages=[*messages, {"role": "user", "content": text}]), **params)
+    return model.chat_stream([{"role": "user", "content": text}], system, **params)
 
 
 @contextmanager

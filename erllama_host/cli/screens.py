@@ -14,9 +14,9 @@ _NO_MODELS = "No model is loaded. Load one with: erllama load PATH"
 def models_table(models: Sequence[ModelInfo]) -> Table:
     """One line per model: `erllama ps`."""
     columns = (
-        Column("MODEL"),
+        Column("MODEL", cut=True),
         Column("STATUS", status=True),
-        Column("PID", "right"),
+        Column("PID", "right", wide=True),
         Column("TOK/S", "right"),
         Column("PREFILL/S", "right", wide=True),
         Column("QUEUE", "right"),
@@ -29,7 +29,7 @@ def models_table(models: Sequence[ModelInfo]) -> Table:
         Column("QUANT", wide=True),
         Column("CONTEXT", "right", wide=True),
         Column("KV", wide=True),
-        Column("LAST FAILURE", wide=True),
+        Column("LAST FAILURE", wide=True, fold=True),
     )
     return Table(columns, [_model_row(model) for model in models], empty=_NO_MODELS)
 
@@ -72,7 +72,7 @@ def pids_table(pids: Mapping[str, Sequence[int]], known: Sequence[ModelInfo]) ->
             )
         )
     columns = (
-        Column("MODEL"),
+        Column("MODEL", cut=True),
         Column("STATUS", status=True),
         Column("PIDS"),
         Column("PARAMETERS", "right"),
@@ -85,7 +85,7 @@ def pids_table(pids: Mapping[str, Sequence[int]], known: Sequence[ModelInfo]) ->
 def processes_table(processes: Sequence[ProcessInfo]) -> Table:
     """One line per process of the host: `erllama status`."""
     columns = (
-        Column("PROCESS"),
+        Column("PROCESS", cut=True),
         Column("STATUS", status=True),
         Column("PID", "right"),
         Column("UP", "right"),
@@ -113,7 +113,9 @@ def counters_table(counters: Mapping[str, float]) -> Table:
     rows = [
         (name, f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}") for name, value in counters.items()
     ]
-    return Table((Column("COUNTER"), Column("VALUE", "right")), rows, empty="No counter has that in its name.")
+    return Table(
+        (Column("COUNTER", cut=True), Column("VALUE", "right")), rows, empty="No counter has that in its name."
+    )
 
 
 def events_table(events: Sequence[Event]) -> Table:

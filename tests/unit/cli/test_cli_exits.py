@@ -1,6 +1,7 @@
 """Every error leaves with a documented code."""
 
 import pytest
+
 from erllama_host.cli.exits import MEANING, Exit, exit_code
 from erllama_host.errors import BY_CODE
 

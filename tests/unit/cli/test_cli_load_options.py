@@ -1,14 +1,23 @@
 """`-o key=value`."""
 
 import pytest
+
 from erllama_host.cli.load_options import parse_options
 from erllama_host.config import CacheConfig, parse_model_config
 from erllama_host.errors import ConfigError
 
 
 def test_values_are_json_where_they_can_be():
-    found = parse_options(["n_ctx=4096", "flash_attn=false", "tensor_split=[0.5, 0.5]", "keep_alive_s=null", "split_mode=row"])
-    assert found == {"n_ctx": 4096, "flash_attn": False, "tensor_split": [0.5, 0.5], "keep_alive_s": None, "split_mode": "row"}
+    found = parse_options(
+        ["n_ctx=4096", "flash_attn=false", "tensor_split=[0.5, 0.5]", "keep_alive_s=null", "split_mode=row"]
+    )
+    assert found == {
+        "n_ctx": 4096,
+        "flash_attn": False,
+        "tensor_split": [0.5, 0.5],
+        "keep_alive_s": None,
+        "split_mode": "row",
+    }
 
 
 def test_a_key_of_text_stays_text():

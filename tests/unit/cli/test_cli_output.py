@@ -4,10 +4,11 @@ import io
 import json
 
 import pytest
+from rich.console import Console
+
 from erllama_host.cli.output import Column, Table, print_json, print_lines, print_table, rich_table
 from erllama_host.cli.plain import plain
 from erllama_host.protocol.calls import ModelInfo
-from rich.console import Console
 
 TABLE = Table(
     (Column("NAME"), Column("STATUS", status=True), Column("MORE", wide=True), Column("NOTE", fold=True)),

@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
 import pytest
+
 from erllama_host.cli.words import bytes_text, count_text, duration_text, plural, rate_text, share_text
 
 
@@ -12,12 +13,16 @@ def test_bytes(count, text):
     assert bytes_text(count) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0"), (9999, "9999"), (10_000, "10.0k"), (134_515_008, "134.5M"), (7e9, "7.0G")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (9999, "9999"), (10_000, "10.0k"), (134_515_008, "134.5M"), (7e9, "7.0G")]
+)
 def test_counts(count, text):
     assert count_text(count) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (60, "1m 00s"), (3723, "1h 02m"), (90_000, "1d 01h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59, "59s"), (60, "1m 00s"), (3723, "1h 02m"), (90_000, "1d 01h")]
+)
 def test_durations(seconds, text):
     assert duration_text(seconds) == text
 
