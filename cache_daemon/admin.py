@@ -62,14 +62,14 @@ class Admin:
         catalog = self._catalog
         tiers = {
             name: {"kind": s.spec.kind, "path": s.spec.path, "recyclable_files": len(s.pool), **s.ledger.as_dict()}
-            for name, s in catalog.stocks.items()
+            for name, s in catalog.holdings.stocks.items()
         }
-        for name, count in Counter(t for e in catalog.entries.values() for t in e.copies).items():
+        for name, count in Counter(t for e in catalog.holdings.entries.values() for t in e.copies).items():
             tiers[name]["segments"] = count
         return {
             "tiers": tiers,
             "models": self._models(),
-            "segments": len(catalog.entries),
+            "segments": len(catalog.holdings.entries),
             "leases": len(catalog.leases),
             "reservations": len(catalog.reservations),
             "workers": [{"model": p.model_id, "pid": p.pid, "tier": p.tier} for p in self._peers.all()],
@@ -79,23 +79,25 @@ class Admin:
                 "took_s": round(self._report.took_s, 3),
                 "not_adopted": dict(self._report.num_by_worth),
             },
-            "counters": dict(catalog.tally.counters),
+            "counters": dict(catalog.holdings.tally.counters),
         }
 
     def _models(self) -> dict[str, dict[str, int]]:
         models: dict[str, Counter[str]] = {}
-        for entry in self._catalog.entries.values():
+        for entry in self._catalog.holdings.entries.values():
             counts = models.setdefault(self._peers.model_of(entry.meta.namespace), Counter())
             counts["segments"] += 1
             counts["tokens"] += entry.meta.num_tokens if entry.meta.kind is not SegmentKind.LOGITS else 0
             counts["bytes"] += max(copy.file_bytes for copy in entry.copies.values())
-        for namespace, counters in self._catalog.tally.by_namespace.items():
+        for namespace, counters in self._catalog.holdings.tally.by_namespace.items():
             models.setdefault(self._peers.model_of(namespace), Counter()).update(counters)
         return {model: dict(counts) for model, counts in sorted(models.items())}
 
     def _list(self, arguments: m.List, now: float) -> dict[str, Any]:
         entries = self._entries_of(arguments.model)
-        entries.sort(key=lambda e: rank_of(e, len(e.copies), self._catalog.index.is_orphan(e.meta)), reverse=True)
+        entries.sort(
+            key=lambda e: rank_of(e, len(e.copies), self._catalog.holdings.index.is_orphan(e.meta)), reverse=True
+        )
         shown = [self._row(entry, now) for entry in entries[: max(0, arguments.limit)]]
         return {"segments": shown, "total": len(entries)}
 
@@ -119,7 +121,7 @@ class Admin:
         }
 
     def _entries_of(self, model: str | None) -> list[Entry]:
-        entries = list(self._catalog.entries.values())
+        entries = list(self._catalog.holdings.entries.values())
         if model is None:
             return entries
         spaces = self._peers.namespaces.get(model)
@@ -131,11 +133,11 @@ class Admin:
 
     def _gc(self, _arguments: m.Gc, _now: float) -> dict[str, Any]:
         dropped, freed = 0, 0
-        for identity in self._catalog.worthless():
-            num_bytes = self._catalog.evict_entry(identity)
+        for identity in self._catalog.holdings.worthless():
+            num_bytes = self._catalog.holdings.evict_entry(identity)
             dropped += bool(num_bytes)
             freed += num_bytes
-        freed_pool = sum(self._catalog.empty_pool(tier) for tier in self._catalog.stocks)
+        freed_pool = sum(self._catalog.holdings.empty_pool(tier) for tier in self._catalog.holdings.stocks)
         return {"dropped_segments": dropped, "freed_bytes": freed, "freed_recyclable_bytes": freed_pool}
 
     def _evict(self, arguments: m.EvictSegments, _now: float) -> dict[str, Any]:
@@ -148,30 +150,30 @@ class Admin:
         wanted.sort(key=self._order)
         dropped, freed = 0, 0
         for identity in wanted:
-            num_bytes = self._catalog.evict_entry(identity, pinned=arguments.pinned)
+            num_bytes = self._catalog.holdings.evict_entry(identity, pinned=arguments.pinned)
             dropped += bool(num_bytes)
             freed += num_bytes
         if arguments.everything:
-            freed += sum(self._catalog.empty_pool(tier) for tier in self._catalog.stocks)
+            freed += sum(self._catalog.holdings.empty_pool(tier) for tier in self._catalog.holdings.stocks)
         return {"dropped_segments": dropped, "freed_bytes": freed, "kept_segments": len(wanted) - dropped}
 
     def _order(self, identity: Identity) -> tuple[int, int]:
         """Descendants before ancestors; at one end, blocks last."""
-        meta = self._catalog.entries[identity].meta
+        meta = self._catalog.holdings.entries[identity].meta
         return -meta.end, -int(meta.kind)
 
     def _below(self, key: bytes) -> list[Identity]:
         """Every segment with that key, and what hangs below."""
-        found: list[Identity] = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.entries]
+        found: list[Identity] = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.holdings.entries]
         todo = [key]
         while todo:
-            for child in self._catalog.index.children(todo.pop()):
+            for child in self._catalog.holdings.index.children(todo.pop()):
                 if child in found:
                     continue
                 found.append(child)
                 todo.append(child[0])
                 logits = (child[0], SegmentKind.LOGITS)
-                if logits in self._catalog.entries:
+                if logits in self._catalog.holdings.entries:
                     found.append(logits)
         if not found:
             raise InvalidRequest("cache: no segment has that key", field="key")
@@ -179,20 +181,20 @@ class Admin:
 
     def _pin(self, key_text: str, pinned: bool) -> dict[str, Any]:
         key = _key(key_text)
-        found = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.entries]
+        found = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.holdings.entries]
         if not found:
             raise InvalidRequest("cache: no segment has that key", field="key")
         for identity in found:
-            self._catalog.pin(identity, pinned)
+            self._catalog.holdings.pin(identity, pinned)
         return {"segments": len(found), "pinned": pinned}
 
     def _shrink(self, arguments: m.Shrink, _now: float) -> dict[str, Any]:
-        stocks = [s for s in self._catalog.stocks.values() if s.spec.is_shared_memory]
+        stocks = [s for s in self._catalog.holdings.stocks.values() if s.spec.is_shared_memory]
         used = sum(stock.ledger.used_bytes for stock in stocks)
         excess, freed = max(0, used - arguments.target_bytes), 0
         for stock in stocks:
             target = max(0, stock.ledger.used_bytes - stock.ledger.unlinked_bytes - (excess - freed))
-            freed += self._catalog.trim(stock.spec.name, target)
+            freed += self._catalog.holdings.trim(stock.spec.name, target)
         return {"freed_bytes": freed, "used_bytes": used - freed}
 
     def _verify(self, arguments: m.VerifyFiles, now: float, later: Later) -> None:
@@ -201,9 +203,9 @@ class Admin:
         identities = [entry.identity for entry in self._entries_of(arguments.model)]
         lease = catalog.leases.grant("verify", identities, now)
         paths = [
-            (identity, tier, catalog.path_of(identity, tier))
+            (identity, tier, catalog.holdings.path_of(identity, tier))
             for identity in identities
-            for tier in catalog.entries[identity].copies
+            for tier in catalog.holdings.entries[identity].copies
         ]
 
         def job() -> list[tuple[Identity, str]]:
@@ -212,7 +214,7 @@ class Admin:
         def done(bad: list[tuple[Identity, str]]) -> None:
             catalog.release(lease, "verify")
             for identity, tier in bad:
-                catalog.drop_corrupt(identity, tier)
+                catalog.holdings.drop_corrupt(identity, tier)
             later(CacheAnswer(result={"checked_files": len(paths), "corrupt_files": len(bad)}))
 
         self._verifier.submit(job, done)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cache_daemon.catalog import Catalog, Coming, Granted, There
+from cache_daemon.catalog import Catalog, Granted, There
 from cache_daemon.entries import Identity
+from cache_daemon.holdings import Coming
 from cache_daemon.peers import Peer
 from cache_daemon.prefix_index import Prompt
 from cache_daemon.reservations import Reservation
@@ -66,7 +67,7 @@ class Dispatch:
 
         def answer(at: float) -> m.Found:
             granted = self._catalog.lookup(peer.owner, prompt, at, parent_key=body.parent_key, cautious=body.cautious)
-            self._catalog.tally.looked_up(peer.namespace, granted.match.hit_len, num_tokens(body.tokens))
+            self._catalog.holdings.tally.looked_up(peer.namespace, granted.match.hit_len, num_tokens(body.tokens))
             return self._found(granted)
 
         key = body.parent_key
@@ -87,13 +88,13 @@ class Dispatch:
         )
 
     def _segment(self, identity: Identity, use_end: int) -> m.FoundSegment:
-        copy = self._catalog.fastest_copy(self._catalog.entries[identity])
+        copy = self._catalog.holdings.fastest_copy(self._catalog.holdings.entries[identity])
         return m.FoundSegment(
             key=identity[0],
             kind=int(identity[1]),
             use_end=use_end,
             tier=copy.tier,
-            path=self._catalog.path_of(identity, copy.tier),
+            path=self._catalog.holdings.path_of(identity, copy.tier),
             inode=copy.inode,
             generation=copy.generation,
             file_bytes=copy.file_bytes,
@@ -102,7 +103,7 @@ class Dispatch:
 
     def _release(self, peer: Peer, body: m.Release, _now: float) -> None:
         if body.raced:
-            self._catalog.tally.count("raced", len(body.raced))
+            self._catalog.holdings.tally.count("raced", len(body.raced))
         self._catalog.release(
             body.lease, peer.owner, verified=_identities(body.verified), corrupt=_identities(body.corrupt)
         )

@@ -271,11 +271,10 @@ class PrefixIndex:
 def depends_on_parent(meta: SegmentMeta) -> bool:
     """Whether a segment is useless without the block before it.
 
-    A snapshot of the whole state is not. Nor are logits counted: they go first in any case, and must not keep a block.
+    A snapshot that covers more than its own range is not. Nor are logits counted: they go first in any case, and must not
+    keep a block.
     """
-    if meta.start == 0 or meta.kind is SegmentKind.LOGITS:
-        return False
-    return meta.kind is not SegmentKind.SNAPSHOT or meta.covers_from > 0
+    return meta.start > 0 and meta.kind is not SegmentKind.LOGITS and meta.covers_from == meta.start
 
 
 def _decrement(counts: dict[bytes, int], key: bytes) -> None:

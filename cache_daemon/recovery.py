@@ -42,7 +42,7 @@ def recover(catalog: Catalog, tiers: list[TierDirectory], report: RecoveryReport
         yield
     catalog.recovering = False
     for tier in tiers:
-        catalog.trim(tier.spec.name)
+        catalog.holdings.trim(tier.spec.name)
     report.took_s = time.monotonic() - report.started_s
 
 
@@ -50,7 +50,7 @@ def _adopt_or_remove(catalog: Catalog, tier: str, path: str, name: str, report: 
     found = read_segment_file(path, name)
     if isinstance(found, Worth):
         report.num_by_worth[found.value] += 1
-        catalog.tally.count(f"recovery_{found.value}")
+        catalog.holdings.tally.count(f"recovery_{found.value}")
         if found in REMOVED:
             Path(path).unlink(missing_ok=True)
         return

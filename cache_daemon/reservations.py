@@ -7,6 +7,7 @@ lives and never finishes; a dead one is known at once.
 from dataclasses import dataclass
 
 from cache_daemon.entries import Identity
+from cache_daemon.ids import Numbers
 from erllama_host.kv.segment import SegmentMeta
 
 
@@ -39,13 +40,9 @@ class Reservation:
 class ReservationTable:
     """All open reservations."""
 
-    def __init__(self, ttl_s: float, first_token: int) -> None:
-        """
-        Args:
-            first_token: random per life of the daemon, so that an old token never names a new reservation.
-        """
+    def __init__(self, ttl_s: float, numbers: Numbers) -> None:
         self._ttl_s = ttl_s
-        self._next_token = first_token
+        self._numbers = numbers
         self._open: dict[int, Reservation] = {}
         self._writing: dict[Identity, int] = {}
         self._num_by_key: dict[bytes, int] = {}
@@ -55,8 +52,7 @@ class ReservationTable:
 
     def new_token(self) -> int:
         """A token for the next reservation."""
-        self._next_token += 1
-        return self._next_token - 1
+        return self._numbers.next()
 
     def open(self, reservation: Reservation, now: float) -> None:
         """Begin a reservation; nobody else may be writing that segment."""

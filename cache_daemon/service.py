@@ -211,7 +211,7 @@ class CacheService:
 
     def _send(self, routing: bytes, envelope: Envelope, body: Any) -> None:
         if not send(self._socket, [routing, encode_envelope(envelope), encode_body(body)]):
-            self.catalog.tally.count("replies_dropped")
+            self.catalog.holdings.tally.count("replies_dropped")
 
     def _retry(self, now: float) -> None:
         """Answer what waited, if its time has come."""
@@ -229,7 +229,7 @@ class CacheService:
     # ---- workers -------------------------------------------------------------------------------------------------
 
     def _register(self, routing: bytes, hello: m.WorkerRegister, now: float) -> Any:
-        if hello.tier not in self.catalog.stocks:
+        if hello.tier not in self.catalog.holdings.stocks:
             self._log.warning("tier_not_there", model=hello.model_id, tier=hello.tier, instead="ram")
             hello = msgspec.structs.replace(hello, tier="ram")
         peer = self._peers.register(routing, hello)
@@ -238,8 +238,8 @@ class CacheService:
         if peer.pidfd is not None:
             self._poller.register(peer.pidfd, zmq.POLLIN)
         for file in hello.mapped:
-            self.catalog.mappings.add(peer.owner, (file.tier, file.inode))
-        self.catalog.aim(peer.namespace, peer.tier)
+            self.catalog.holdings.mappings.add(peer.owner, (file.tier, file.inode))
+        self.catalog.carrying.aim(peer.namespace, peer.tier)
         self._log.info("worker_registered", model=peer.model_id, worker_pid=peer.pid, tier=peer.tier)
         return m.Registered(
             daemon=self._incarnation,
@@ -276,9 +276,9 @@ class CacheService:
 
     def _look_at_room(self) -> None:
         for tier in self._tiers:
-            ledger = self.catalog.stocks[tier.spec.name].ledger
+            ledger = self.catalog.holdings.stocks[tier.spec.name].ledger
             before = ledger.limit_bytes
-            self.catalog.set_limit(tier.spec.name, tier.room_bytes(ledger.used_bytes))
+            self.catalog.holdings.set_limit(tier.spec.name, tier.room_bytes(ledger.used_bytes))
             if ledger.limit_bytes < ledger.budget_bytes and before == ledger.budget_bytes:
                 self._log.warning(
                     "tier_is_smaller_than_its_budget",
@@ -289,13 +289,13 @@ class CacheService:
 
     def _mirror_times(self) -> None:
         """Recency survives a restart in the files' times."""
-        for _ in range(min(MIRROR_BATCH, len(self.catalog.touched))):
-            identity = self.catalog.touched.pop()
-            entry = self.catalog.entries.get(identity)
+        for _ in range(min(MIRROR_BATCH, len(self.catalog.holdings.touched))):
+            identity = self.catalog.holdings.touched.pop()
+            entry = self.catalog.holdings.entries.get(identity)
             for tier in entry.copies if entry is not None else ():
                 assert entry is not None
                 try:
-                    os.utime(self.catalog.path_of(identity, tier), (entry.last_used_s, entry.last_used_s))
+                    os.utime(self.catalog.holdings.path_of(identity, tier), (entry.last_used_s, entry.last_used_s))
                 except FileNotFoundError:
                     self._log.rate_limited("segment_file_is_gone", tier=tier)
 
@@ -313,7 +313,7 @@ class CacheService:
             case Move(source, target):
                 self._move(source, target)
             case Salvage():
-                self.catalog.tally.count("salvaged" if salvage(self.catalog, action) else "reservations_freed")
+                self.catalog.holdings.tally.count("salvaged" if salvage(self.catalog, action) else "reservations_freed")
             case Carry():
                 self._carrier.submit(lambda: carry(action), lambda result: self._carried(action, result))
             case ForgetMapping(owner, tier, inode):
@@ -331,10 +331,10 @@ class CacheService:
 
     def _carried(self, action: Carry, result: Arrived | NotArrived) -> None:
         if isinstance(result, Arrived):
-            self.catalog.carried(action, result.inode, result.generation)
+            self.catalog.carrying.carried(action, result.inode, result.generation)
         else:
             self._log.rate_limited("write_behind_failed", tier=action.tier, why=result.why)
-            self.catalog.carry_failed(action, no_space=result.no_space)
+            self.catalog.carrying.carry_failed(action, no_space=result.no_space)
 
 
 def _error(error: ErllamaError) -> ErrorBody:

@@ -36,7 +36,7 @@ def plan_tiers(config: CacheConfig, paths: Paths, shm: Path = Path("/dev/shm")) 
         TierSpec("disk", "disk", str(paths.kv_disk), config.disk_budget_bytes),
     ]
     for name, tier in config.tiers.items():
-        path = tier.path or str(ram_path.parent / f"{ram_path.name}-{name}")
+        path = tier.path or str(ram_path / f"tier-{name}")  # goes when the host's shared memory goes
         tiers.append(TierSpec(name, tier.kind, path, tier.budget_bytes))
     return TierPlan(tiers, notes)
 
