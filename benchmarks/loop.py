@@ -26,16 +26,18 @@ PIECE_BYTES = 128
 FLASH_ATTENTION_ON = 1
 
 
-@llama.llama_log_callback
-def _silence(_level: int, _text: bytes, _data: Any) -> None:
-    """stdout carries answers; llama.cpp's log would only be in the way."""
+def _ignore(_level: int, _text: bytes, _data: Any) -> None:
+    """llama.cpp's log would only be in the way."""
+
+
+_SILENCE = llama.llama_log_callback(_ignore)  # llama.cpp keeps a pointer: it lives as long as the process
 
 
 class Loop:
     """One context, one greedy sampler. Owns everything it opens until the process ends."""
 
     def __init__(self, model: str, n_ctx: int, n_seq_max: int, threads: int) -> None:
-        llama.llama_log_set(_silence, None)
+        llama.llama_log_set(_SILENCE, None)
         llama.llama_backend_init()
         self._model = llama.llama_model_load_from_file(model.encode(), llama.llama_model_default_params())
         if not self._model:

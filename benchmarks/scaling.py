@@ -117,7 +117,7 @@ async def _ask_all(endpoint: str, num_clients: int) -> tuple[list[float], float]
         return latencies, time.perf_counter() - started
     finally:
         for client in clients:
-            await client.close()
+            await client.aclose()
 
 
 def _prompts(setting: Setting) -> list[Figure]:
