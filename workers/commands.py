@@ -78,8 +78,18 @@ class EngineCall:
 
 
 @dataclass(frozen=True)
+class EmbedTexts:
+    """Body of the engine's `embed`: token ids of every input, packed, all in range."""
+
+    inputs: list[bytes]
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
 class Park:
-    """Admit no more; let running requests go on for `finish_s`, cut off the rest with `reason`, save within `save_s`; then `Answer`."""
+    """Admit no more; let running requests go on for `finish_s`, cut off the rest with `reason`, save within `save_s`; then
+    `Answer`.
+    """
 
     call_id: int
     reason: str

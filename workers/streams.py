@@ -128,6 +128,10 @@ class Streams:
         """Refs that have not ended."""
         return list(self._active)
 
+    def is_active(self, ref: str) -> bool:
+        """Whether `ref` is known and has not ended."""
+        return ref in self._active
+
     def find(self, ref: str) -> Stream | None:
         """The stream of `ref`, if it is remembered."""
         stream = self._active.get(ref) or self._unread.get(ref)

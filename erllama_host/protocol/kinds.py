@@ -89,5 +89,6 @@ LINK_KINDS: dict[str, type[Any]] = {
     "w.beat": k.WorkerBeat,
     "c.hello": c.Nothing,
     "c.park": k.Park,
+    "c.fence": c.Nothing,
 }
 """Between worker and controller only; refused when a client sends them."""

@@ -4,12 +4,12 @@ Templates show them because they write earlier turns: whoever renders a past thi
 pairs that model families really use are looked for, so that a template that merely mentions such a word does not hide text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from erllama_host.config.model import ModelConfig
 from workers.backend.base import Vocabulary
 from workers.commands import Submit
-from workers.text import AnswerText, Markers, opening_channel
+from workers.text import NO_MARKERS, AnswerText, Markers, opening_channel
 
 _THINKING = (
     ("<think>", "</think>"),  # DeepSeek R1, Qwen3, SmolLM3, GLM
@@ -35,14 +35,19 @@ def find_markers(config: ModelConfig, template: str | None) -> Markers:
     )
 
 
-def text_maker(markers: Markers) -> Callable[[Vocabulary, Submit], AnswerText]:
-    """Makes the text filter of a request."""
+class TextMaker:
+    """Makes the text filter of each request.
 
-    def make(vocabulary: Vocabulary, submit: Submit) -> AnswerText:
-        channel = opening_channel(vocabulary, submit.prompt, markers)
-        return AnswerText(vocabulary, submit.stop, markers, channel)
+    Attributes:
+        markers: of the model; set once it is loaded, before the first request.
+    """
 
-    return make
+    def __init__(self) -> None:
+        self.markers = NO_MARKERS
+
+    def __call__(self, vocabulary: Vocabulary, submit: Submit) -> AnswerText:
+        channel = opening_channel(vocabulary, submit.prompt, self.markers)
+        return AnswerText(vocabulary, submit.stop, self.markers, channel)
 
 
 def _configured(markers: list[str] | None) -> tuple[str, str] | None:

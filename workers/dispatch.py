@@ -1,0 +1,343 @@
+"""What each message and each report leads to. Service thread only; the loop around it is `service.py`.
+
+A message that cannot be understood is answered with an error that names the fault, is logged at a limited rate, and changes
+nothing. Kinds of the link are taken from the controller alone: a message with a client's `peer` cannot be one.
+"""
+
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from erllama_host.config.model import ModelSpec
+from erllama_host.errors import ErllamaError, InvalidRequest, ModelLoading
+from erllama_host.observability import Log
+from erllama_host.process import ExitCode
+from erllama_host.protocol.calls import AdapterList, ModelStatus, Nothing, Rendered
+from erllama_host.protocol.envelope import Envelope, decode_body, decode_envelope
+from erllama_host.protocol.inference import pack_tokens
+from erllama_host.protocol.kinds import MODEL_KINDS
+from erllama_host.protocol.link import Park as ParkBody
+from workers.background import Background, JobDone
+from workers.calls import (
+    ENGINE_KINDS,
+    INLINE_BYTES,
+    EngineCalls,
+    answer_text_call,
+    body_for_engine,
+    engine_call,
+    num_text_bytes,
+)
+from workers.chat.prompts import Chat
+from workers.commands import Admitted, Answer, Failed, Finished, Generated
+from workers.inference import Inference, deadline_of
+from workers.leaving import Leaving
+from workers.model import EngineEnded, LoadAdvanced, Loaded, LoadedModel, LoadFailed
+from workers.outbox import Outbox
+from workers.presence import Presence
+from workers.self_info import SelfInfo
+from workers.streams import Effect, Send
+
+LOADING_RETRY_S = 0.5
+ADAPTER_KINDS = frozenset({"load_adapter", "unload_adapter", "set_adapter_scale"})
+
+MakeChat = Callable[[LoadedModel], Chat]
+
+
+class Dispatcher:
+    """Owner of everything the service thread knows.
+
+    Attributes:
+        exit_code: set when the process must end now.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        incarnation: str,
+        outbox: Outbox,
+        info: SelfInfo,
+        presence: Presence,
+        log: Log,
+        report: Callable[[object], None],
+        make_chat: MakeChat,
+    ) -> None:
+        """`report` puts something into the service's own inbox, from any thread."""
+        self._spec = spec
+        self._incarnation = incarnation
+        self._outbox = outbox
+        self._info = info
+        self._presence = presence
+        self._log = log
+        self._report = report
+        self._make_chat = make_chat
+        self._calls = EngineCalls()
+        self._leaving = Leaving(spec.config.evict_save_timeout_s)
+        self._model: LoadedModel | None = None
+        self._inference: Inference | None = None
+        self._chat: Chat | None = None
+        self._backgrounds: dict[str, Background] = {}
+        self.exit_code: ExitCode | None = None
+        self.failure: ErllamaError | None = None
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+
+    def message(self, frames: list[bytes], now: float) -> None:
+        """Take in one message."""
+        try:
+            envelope = decode_envelope(frames[0])
+        except ErllamaError as error:  # nobody to answer to
+            self._log.rate_limited("bad_envelope", error=error.message)
+            return
+        body = frames[1] if len(frames) > 1 else b""
+        try:
+            if not envelope.peer and envelope.kind.startswith("c."):
+                self._from_controller(envelope, body, now)
+            else:
+                self._from_client(envelope, body, now)
+        except ErllamaError as error:
+            self._log.rate_limited("refused", kind=envelope.kind, ref=envelope.ref, code=error.code)
+            self._outbox.error(envelope.peer, envelope.ref, error)
+
+    def _from_controller(self, envelope: Envelope, frame: bytes, now: float) -> None:
+        match envelope.kind:
+            case "c.hello":
+                self.hello()
+            case "c.park":
+                self._park(envelope, decode_body("c.park", frame, ParkBody), now)
+            case "c.fence":
+                self._log.warning("fenced")
+                self.exit_code = ExitCode.FENCED
+            case _:
+                raise InvalidRequest(f"unknown kind {envelope.kind!r}", field="kind")
+
+    def _from_client(self, envelope: Envelope, frame: bytes, now: float) -> None:
+        kind = MODEL_KINDS.get(envelope.kind)
+        if kind is None:
+            raise InvalidRequest(f"unknown kind {envelope.kind!r}", field="kind")
+        body = decode_body(envelope.kind, frame, kind.body)
+        match envelope.kind:
+            case "status":
+                self._reply(envelope, ModelStatus(status=self._presence.status(self._model)))
+            case "worker_info":
+                self._reply(
+                    envelope, self._info.model_info(self._presence.status(self._model), self._model, self.pending)
+                )
+            case "infer" | "resume" | "cancel" | "credit":
+                self._stream_message(envelope, body, now)
+            case _:
+                self._call(envelope, body, now)
+
+    def _stream_message(self, envelope: Envelope, body: Any, now: float) -> None:
+        inference = self._inference
+        if inference is None:
+            if envelope.kind in ("infer", "resume"):
+                raise _loading()
+            return
+        match envelope.kind:
+            case "infer":
+                if not self._leaving.is_serving:
+                    raise ModelLoading("the model is being stopped", retry_after_s=LOADING_RETRY_S)
+                inference.infer(envelope, body, now)
+            case "resume":
+                inference.resume(envelope, body, now)
+            case "credit":
+                inference.credit(envelope, body, now)
+            case "cancel":
+                inference.cancel(envelope, body)
+
+    # ---- calls ---------------------------------------------------------------------------------------------------
+
+    def _call(self, envelope: Envelope, body: Any, now: float) -> None:
+        model, chat, kind = self._model, self._chat, envelope.kind
+        if model is None or chat is None:
+            raise _loading()
+        if kind == "apply_chat_template":
+            self._in_background("templates", envelope, lambda: _rendered(chat, body))
+        elif kind in ENGINE_KINDS:
+            self._call_engine(envelope, body, model, now)
+        elif num_text_bytes(body) > INLINE_BYTES:
+            self._in_background("texts", envelope, lambda: answer_text_call(kind, body, model))
+        else:
+            self._reply(envelope, answer_text_call(kind, body, model))
+
+    def _call_engine(self, envelope: Envelope, body: Any, model: LoadedModel, now: float) -> None:
+        """Replace texts by ids, in the background where there are many; then hand the call over."""
+        kind, deadline = envelope.kind, deadline_of(envelope, now)
+
+        def then(converted: Any, error: ErllamaError | None) -> None:
+            if error is not None:
+                self._outbox.error(envelope.peer, envelope.ref, error)
+                return
+            try:
+                call_id = self._calls.begin(
+                    kind,
+                    deadline,
+                    lambda result: self._engine_answered(envelope, result),
+                    lambda failure: self._outbox.error(envelope.peer, envelope.ref, failure),
+                )
+            except ErllamaError as refusal:
+                self._outbox.error(envelope.peer, envelope.ref, refusal)
+                return
+            model.engine.post(engine_call(call_id, kind, converted, deadline))
+
+        if num_text_bytes(body) > INLINE_BYTES:
+            self.background("texts").run(lambda: body_for_engine(kind, body, model.vocabulary), then)
+        else:
+            then(body_for_engine(kind, body, model.vocabulary), None)
+
+    def _engine_answered(self, envelope: Envelope, result: Any) -> None:
+        self._reply(envelope, result)
+        if envelope.kind in ADAPTER_KINDS:
+            self._ask_for_adapters()
+
+    def _ask_for_adapters(self) -> None:
+        """Keep what `worker_info` says of adapters true."""
+        assert self._model is not None
+
+        def answered(result: AdapterList) -> None:
+            self._info.adapters = result.adapters
+
+        call_id = self._calls.begin("list_adapters", None, answered, lambda error: None)
+        self._model.engine.post(engine_call(call_id, "list_adapters", Nothing(), None))
+
+    def _in_background(self, thread: str, envelope: Envelope, job: Callable[[], Any]) -> None:
+        def then(result: Any, error: ErllamaError | None) -> None:
+            if error is not None:
+                self._outbox.error(envelope.peer, envelope.ref, error)
+            else:
+                self._reply(envelope, result)
+
+        self.background(thread).run(job, then)
+
+    def background(self, name: str) -> Background:
+        """The thread of that name; started when first needed."""
+        if name not in self._backgrounds:
+            self._backgrounds[name] = Background(name, self._report)
+        return self._backgrounds[name]
+
+    def _reply(self, envelope: Envelope, body: Any) -> None:
+        self._outbox.send(envelope.peer, envelope.ref, "reply", body)
+
+    # ---- reports -------------------------------------------------------------------------------------------------
+
+    def engine_reports(self, now: float) -> None:
+        """Take in what the engine has reported."""
+        if self._model is None or self._inference is None:
+            return
+        for report in self._model.engine.reports():
+            match report:
+                case Generated():
+                    self._inference.generated(report, now)
+                case Admitted():
+                    self._inference.admitted(report)
+                case Finished():
+                    self._inference.finished(report, now)
+                case Failed():
+                    self._inference.failed(report, now)
+                case Answer():
+                    self._calls.answered(report)
+
+    def report(self, report: object) -> None:
+        """Take in a report from the inbox.
+
+        Raises:
+            Exception: a background job failed in a way nobody expected.
+        """
+        match report:
+            case JobDone(then, result, error):
+                then(result, error)
+            case LoadAdvanced():
+                self._presence.progress(report)
+            case Loaded(model):
+                self._loaded(model)
+            case LoadFailed(error):
+                self._load_failed(error)
+            case EngineEnded(error):
+                self._engine_ended(error)
+            case Exception():
+                raise report
+            case _:
+                raise AssertionError(f"unknown report {report!r}")
+
+    def _loaded(self, model: LoadedModel) -> None:
+        self._model, self._chat = model, self._make_chat(model)
+        self._inference = Inference(
+            model, self._spec.config, self._incarnation, self._chat, self.background, self.carry_out
+        )
+        self._log.info("ready", load_ms=round(model.load_ms, 1), kv_mode=model.kv_mode, kv_reason=model.kv_reason)
+        self._presence.ready(model)
+        if self._spec.adapters:
+            self._ask_for_adapters()
+
+    def _load_failed(self, error: ErllamaError) -> None:
+        self._log.error("load_failed", code=error.code, message=error.message)
+        self.hello()
+        self._presence.failed(error)
+        self.failure = error
+        self.exit_code = ExitCode.BAD_CONFIG if error.code == "ConfigError" else ExitCode.LOAD_FAILED
+
+    def _engine_ended(self, error: BaseException | None) -> None:
+        trace = "".join(traceback.format_exception(error)) if error is not None else "it left its loop unasked"
+        self._log.error("engine_ended", trace=trace)
+        self.exit_code = ExitCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ExitCode.CRASHED
+
+    # ---- time, phases --------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Requests that have not ended."""
+        return self._inference.num_active if self._inference is not None else 0
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """The model, once it is loaded."""
+        return self._model
+
+    def hello(self) -> None:
+        """Say who we are."""
+        self._presence.hello(self._model, self.pending)
+
+    def tick(self, now: float) -> None:
+        """Once a turn of the loop: heartbeat, and the end."""
+        self._presence.beat(self._model, self.pending, now)
+        if self.exit_code is None and self._leaving.is_over(now):
+            self.exit_code = ExitCode.CLEAN
+
+    def expire(self, now: float) -> None:
+        """A few times a second: signs of life and deadlines."""
+        self._calls.expire(now)
+        if self._inference is not None:
+            self._inference.expire(now)
+
+    def terminate(self, now: float) -> None:
+        """SIGTERM."""
+        self._log.info("terminate")
+        self._stop_serving("shutdown")
+        self._leaving.terminate(self._model, self._calls, now)
+
+    def _park(self, envelope: Envelope, body: ParkBody, now: float) -> None:
+        self._stop_serving(body.reason)
+        self._leaving.park(body, self._model, self._calls, lambda saved: self._reply(envelope, saved), now)
+
+    def _stop_serving(self, reason: str) -> None:
+        self._presence.phase = "stopping"
+        if self._inference is not None:
+            self._inference.end_opening(reason)
+
+    def carry_out(self, effects: Iterable[Effect]) -> None:
+        """Send messages, post commands."""
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._outbox.send(effect.peer, effect.ref, effect.kind, effect.body)
+            else:
+                assert self._model is not None
+                self._model.engine.post(effect)
+
+
+def _loading() -> ModelLoading:
+    return ModelLoading("the model is loading", retry_after_s=LOADING_RETRY_S)
+
+
+def _rendered(chat: Chat, body: Any) -> Rendered:
+    prompt = chat.render(body.chat)
+    return Rendered(tokens=pack_tokens(prompt.ids), text=prompt.text)
