@@ -28,8 +28,10 @@ class LiveSequence:
         owner: ref of the request that runs on it; None when it is live cache.
         session: the session it is pinned for. last_used: for eviction, oldest first.
         saved_end: tokens `[0, saved_end)` have been handed to the store, so that dropping the cells loses nothing.
+        chain_end: blocks of `[0, chain_end)` are stored; less than `saved_end` where only snapshots make a point usable.
         asked_end: block boundary up to which saving was begun. saves_open: save jobs that still need its cells.
         incarnation: changes when the cells change otherwise than by growing; a save job of an earlier one is void.
+        no_save_before: after a refusal, when to offer it to the store again (monotonic).
         unsaveable: the chain of segments is broken; nothing above `saved_end` will be stored.
     """
 
@@ -42,11 +44,12 @@ class LiveSequence:
     session: str | None = None
     last_used: float = 0.0
     saved_end: int = 0
+    chain_end: int = 0
     asked_end: int = 0
     saves_open: int = 0
     incarnation: int = 0
     unsaveable: bool = False
-    reply_start: int | None = None
+    no_save_before: float = 0.0
 
     @property
     def is_saved(self) -> bool:
@@ -127,7 +130,7 @@ class Cells:
         # The source may go on growing its last run: nobody else writes into it, and sharers hold a beginning of it.
         target.growing = False
         target.saved_end = min(source.saved_end, end)
-        target.asked_end = target.saved_end
+        target.chain_end = target.asked_end = min(source.chain_end, end)
         self._used = None
 
     def truncated(self, live: LiveSequence, end: int) -> None:
@@ -138,6 +141,7 @@ class Cells:
         live.extents = _cut(live.extents, end)
         live.growing = False
         live.saved_end = min(live.saved_end, end)
+        live.chain_end = min(live.chain_end, end)
         live.asked_end = min(live.asked_end, end)
         live.incarnation += 1
         live.unsaveable = False

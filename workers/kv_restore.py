@@ -13,7 +13,7 @@ import numpy as np
 from erllama_host.kv.keys import KeyChain
 from erllama_host.kv.reuse import MissReason, Reuse
 from erllama_host.kv.tokens import slice_tokens
-from workers.backend.values import Logits
+from workers.backend.values import Logits, PieceKind
 from workers.cells import LiveSequence
 from workers.counters import Counters
 from workers.kv_keys import piece_range
@@ -170,7 +170,8 @@ class Restorer:
             return False
         self._pool.grew(live, request.row[start:use_end])
         live.saved_end = use_end
-        live.asked_end = use_end - use_end % meta.block_tokens
+        live.chain_end = start if kind is PieceKind.SNAPSHOT else use_end
+        live.asked_end = live.chain_end - live.chain_end % meta.block_tokens
         tiers = request.cache.tier_tokens
         tiers[segment.tier] = tiers.get(segment.tier, 0) + use_end - start
         return True

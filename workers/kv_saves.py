@@ -22,8 +22,10 @@ from workers.kv_types import AlreadyThere, Pending, Refused, Reservation, Reserv
 from workers.pool import Pool
 from workers.sequence import CacheTally
 
+MAX_PIECES_PER_JOB = 4
+"""Fresh shared memory costs about 0.5 ms a MB before it is handed out, so a long row is asked for in parts."""
 RETRY_S = 2.0
-"""After a refusal (daemon away, tier full) a sequence is not offered again before this."""
+"""After a refusal (daemon away, tier full) a running sequence is not offered again before this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,14 +46,14 @@ class _Job:
 class Saver:
     """See the module docstring."""
 
-    def __init__(self, pool: Pool, store: KvStore, counters: Counters) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, store: KvStore, counters: Counters, *, snapshots: bool) -> None:
+        """`snapshots`: only a snapshot makes a point of this model's rows usable."""
         self._backend = pool.backend
         self._store = store
+        self._snapshots = snapshots
         self._counters = counters
         self._jobs: list[_Job] = []
         self._block_bytes: dict[int, int] = {}
-        self._not_before: dict[int, float] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -63,19 +65,16 @@ class Saver:
         return live.saves_open > 0 and any(job.pauses and job.live is live for job in self._jobs)
 
     def may_ask(self, live: LiveSequence) -> bool:
-        """Whether it makes sense to begin a job for a sequence."""
-        if live.unsaveable:
-            return False
-        return not self._not_before or time.monotonic() >= self._not_before.get(live.seq, 0.0)
+        """Whether it makes sense to begin a job for a running sequence now."""
+        return not live.unsaveable and (not live.no_save_before or time.monotonic() >= live.no_save_before)
 
     def begin(self, live: LiveSequence, pieces: list[Piece], tally: CacheTally | None, *, pauses: bool = False) -> None:
         """Ask for room for `pieces`, parents first."""
         specs = self._specs(live, pieces)
-        if not specs:
-            return
-        job = _Job(live, live.incarnation, pieces[: len(specs)], self._store.reserve(specs), tally, pauses)
-        live.saves_open += 1
-        self._jobs.append(job)
+        for first in range(0, len(specs), MAX_PIECES_PER_JOB):
+            some = specs[first : first + MAX_PIECES_PER_JOB]
+            chosen = pieces[first : first + len(some)]
+            self._open(_Job(live, live.incarnation, chosen, self._store.reserve(some), tally, pauses))
 
     def advance(self, max_packs: int) -> bool:
         """Pack up to `max_packs` segments of jobs whose room is there. Returns whether anything moved."""
@@ -91,20 +90,27 @@ class Saver:
     def complete(self, deadline_s: float) -> None:
         """Wait for the room of all open jobs and pack all of it: before a context goes, or a process."""
         for job in list(self._jobs):
-            if time.monotonic() < deadline_s:
-                self._work(job, job.pending.wait(), len(job.pieces))
-            else:
-                self._close(job)
+            if time.monotonic() >= deadline_s:
+                break  # it stays open, so that whatever room it still gets is given back
+            self._work(job, job.pending.wait(), len(job.pieces))
 
     def save_now(self, live: LiveSequence, pieces: list[Piece], timeout_s: float) -> None:
         """Reserve, pack and hand over at once; blocks up to `timeout_s` for the daemon."""
+        deadline = time.monotonic() + timeout_s
         specs = self._specs(live, pieces)
-        if specs:
-            pending = self._store.reserve(specs, timeout_s)
-            job = _Job(live, live.incarnation, pieces[: len(specs)], pending, None, False)
-            live.saves_open += 1
-            self._jobs.append(job)
-            self._work(job, pending.wait(), len(pieces))
+        for first in range(0, len(specs), MAX_PIECES_PER_JOB):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            some = specs[first : first + MAX_PIECES_PER_JOB]
+            pending = self._store.reserve(some, left)
+            job = _Job(live, live.incarnation, pieces[first : first + len(some)], pending, None, False)
+            self._open(job)
+            self._work(job, pending.wait(), len(some))
+
+    def _open(self, job: _Job) -> None:
+        job.live.saves_open += 1
+        self._jobs.append(job)
 
     # --- one job ------------------------------------------------------------------------------------------------------
 
@@ -135,14 +141,14 @@ class Saver:
         packed = 0
         while job.done < len(outcomes) and packed < max_packs:
             outcome, piece = outcomes[job.done], job.pieces[job.done]
-            if job.is_void or job.live.unsaveable:
+            if job.is_void or job.live.unsaveable or _hangs_in_the_air(job.live, piece):
                 break
             if isinstance(outcome, Refused) and outcome.reason is not Refusal.BEING_WRITTEN:
                 self._refused(job, piece, outcome.reason)
                 break
             job.done += 1
             if isinstance(outcome, AlreadyThere | Refused):
-                _advance(job.live, piece)
+                self._advance(job.live, piece)
             else:
                 packed += 1
                 if not self._pack(job, piece, outcome):
@@ -171,32 +177,40 @@ class Saver:
         if not size:
             self._store.abort(room)
             self._counters["saves_impossible"] += 1
-            return piece.meta.kind is SegmentKind.LOGITS
+            return False
         self._store.publish(room, size)
         self._counters["pack_ms"] += (time.perf_counter() - started) * 1e3
         self._counters[f"saves_{piece.meta.reason.name.lower()}"] += 1
-        if piece.logits is None:
-            self._counters["saved_tokens"] += piece.meta.num_tokens
-            if job.tally is not None:
-                job.tally.created_tokens += piece.meta.num_tokens
-        _advance(job.live, piece)
+        new_tokens = self._advance(job.live, piece)
+        self._counters["saved_tokens"] += new_tokens
+        if job.tally is not None:
+            job.tally.created_tokens += new_tokens
         return True
+
+    def _advance(self, live: LiveSequence, piece: Piece) -> int:
+        """The segment is, or is about to be, in the store; returns how many tokens that makes reachable anew."""
+        kind = piece.meta.kind
+        before = max(live.saved_end, live.chain_end)
+        if kind is SegmentKind.SNAPSHOT:
+            live.saved_end = max(live.saved_end, piece.end)
+        elif kind is not SegmentKind.LOGITS and piece.start <= live.chain_end < piece.end:
+            live.chain_end = piece.end
+            if not self._snapshots:
+                live.saved_end = max(live.saved_end, piece.end)
+        return max(live.saved_end, live.chain_end) - before
 
     def _refused(self, job: _Job, piece: Piece, reason: Refusal) -> None:
         """Nothing after a refused segment is worth storing now; offer it again later."""
         self._counters[f"saves_refused_{reason.value}"] += 1
         live = job.live
         live.asked_end = min(live.asked_end, piece.meta.start)
-        now = time.monotonic()
-        self._not_before = {seq: at for seq, at in self._not_before.items() if at > now}
-        self._not_before[live.seq] = now + RETRY_S
+        live.no_save_before = time.monotonic() + RETRY_S
 
 
-def _advance(live: LiveSequence, piece: Piece) -> None:
-    """The segment is, or is about to be, in the store: that much of the row can be had again."""
-    if piece.meta.kind is SegmentKind.LOGITS or piece.meta.reason is SaveReason.PREFIX:
-        return
-    if piece.start <= live.saved_end < piece.end and piece.meta.kind is not SegmentKind.SNAPSHOT:
-        live.saved_end = piece.end
-    elif piece.meta.kind is SegmentKind.SNAPSHOT:
-        live.saved_end = max(live.saved_end, piece.end)
+def _hangs_in_the_air(live: LiveSequence, piece: Piece) -> bool:
+    """Whether what comes before a segment was refused a moment ago, so that nobody could ever reach it."""
+    meta = piece.meta
+    needs_before = meta.covers_from if meta.kind is SegmentKind.SNAPSHOT else meta.start
+    return (
+        meta.reason is not SaveReason.PREFIX and meta.kind is not SegmentKind.LOGITS and needs_before > live.chain_end
+    )

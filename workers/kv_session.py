@@ -47,9 +47,9 @@ class KvSession:
         self._policy = config.policy
         self._cache = cache
         self.store = store
-        self._restorer = Restorer(pool, store, counters) if store is not None else None
-        self._saver = Saver(pool, store, counters) if store is not None else None
         self._snapshots = self._backend.kv_mode is KvMode.SNAPSHOTS
+        self._restorer = Restorer(pool, store, counters) if store is not None else None
+        self._saver = Saver(pool, store, counters, snapshots=self._snapshots) if store is not None else None
         # Blocks of a moving window may be incomplete later, and pack() cannot always see it.
         self._pack_at_once = self._snapshots or self._backend.kv_shape.swa_mode == "window"
         self._rows: dict[str, RowKeys] = {}
@@ -163,7 +163,8 @@ class KvSession:
         live = request.live
         assert live is not None
         length = len(live.tokens)
-        if length - live.asked_end >= self._cache.block_tokens and self._may_save(request, live):
+        block = self._cache.block_tokens
+        if length - live.asked_end // block * block >= block and self._may_save(request, live):
             self._save_blocks(request, live)
         pin = request.submit.pin_prefix
         if pin and length >= pin and not request.pinned and self._saver is not None and self.gate(pin) is None:
@@ -232,7 +233,7 @@ class KvSession:
         if not length or self.gate(length) is not None or not self.is_usable(live):
             return None
         keys = self._keys(request)
-        if live.saved_end < length and self._saver is not None and self._saver.may_ask(live):
+        if live.saved_end < length and self._saver is not None and not live.unsaveable:
             pieces = self._rest(keys, live, SaveReason.FINISH, request.num_prompt)
             live.asked_end = keys.floor(length)
             self._saver.begin(live, pieces, request.cache)
@@ -250,11 +251,13 @@ class KvSession:
             pieces.append(keys.tail(length, reason, reply_start))
         return pieces
 
-    def rescue(self, live: LiveSequence, reason: SaveReason = SaveReason.EVICT) -> None:
+    def rescue(
+        self, live: LiveSequence, reason: SaveReason = SaveReason.EVICT, timeout_s: float = RESCUE_TIMEOUT_S
+    ) -> None:
         """Save what a sequence has and the store has not, now: its cells are about to go."""
-        if self._saver is None or self.gate(len(live.tokens)) is not None or not self._saver.may_ask(live):
+        if self._saver is None or self.gate(len(live.tokens)) is not None or live.unsaveable:
             return
-        deadline = time.monotonic() + RESCUE_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         if live.saves_open:
             self._saver.complete(deadline)
         if live.is_saved or live.unsaveable:
@@ -262,7 +265,8 @@ class KvSession:
         packed = packed_row(live.tokens)
         keys = RowKeys(live.space, self._namespace, self._cache.block_tokens, self._backend.cuttable, packed)
         live.asked_end = min(live.asked_end, keys.floor(live.saved_end))
-        self._saver.save_now(live, self._rest(keys, live, reason, None), RESCUE_TIMEOUT_S)
+        left = deadline - time.monotonic()
+        self._saver.save_now(live, self._rest(keys, live, reason, None), left)
 
     def save_all(self, timeout_s: float, reason: SaveReason) -> tuple[int, bool]:
         """Save everything live and wait until it is published, `timeout_s` at most.
@@ -277,7 +281,7 @@ class KvSession:
         lives = [live for live in self._pool.cells if self.gate(len(live.tokens)) is None]
         for live in lives:
             if time.monotonic() < deadline and self.is_usable(live):
-                self.rescue(live, reason)
+                self.rescue(live, reason, deadline - time.monotonic())
         flushed = self.store.flush(deadline)
         return sum(live.saved_end for live in lives), flushed and all(live.is_saved for live in lives)
 
