@@ -38,7 +38,8 @@ class CacheConfig(_Section, frozen=True):
         block_tokens: tokens of one block. Changing it makes earlier segments useless.
         session_resume_wait_ms: how long a lookup by `parent_key` waits for a save in flight.
         call_timeout_ms: a daemon that has not answered by then is a miss.
-        lease_ttl_s, reservation_ttl_s, hold_s: last resort for readers, writers; how long a dead worker's leases hold.
+        lease_ttl_s, reservation_ttl_s: last resort: what a reader, or a writer, has not given back by then is taken back.
+        hold_s: how long the leases of a dead worker hold.
     """
 
     ram_budget_bytes: int | None = None
@@ -61,7 +62,10 @@ class HostSection(_Section, frozen=True):
         heartbeat_timeout_s: a process that has not been heard of for so long is stopped for good and started anew.
         load_at_once: models loading at a time. drain_s: how long `down` lets requests finish.
         memory_high, memory_low: shares of memory in use: above high things are let go until below low.
-        memory_interval_s: how often memory is looked at. model_dirs: where remote clients may load from (none: nowhere).
+        memory_interval_s: how often memory is looked at.
+        memory_file: read memory in use from this file instead of the kernel, for tests.
+        log_level: what the processes log: this and worse.
+        model_dirs: where remote clients may load from (none: nowhere).
         event_limit: entries of the event journal kept. log_max_bytes, log_backups: rotation of each process's log.
         max_clients_pending: replies a slow reader may leave unread before messages to it are dropped (and healed by resume).
     """

@@ -71,19 +71,30 @@ class ModelConfig(_Section, frozen=True):
         fingerprint: 64 hex digits, for fingerprint_mode `fast_unsafe`.
         fingerprint_mode: `safe` (sha256 of the file, remembered by path, inode, size and mtime), `gguf_chunked` (header, samples),
             `fast_unsafe` (trusts `fingerprint`).
-        tier: how durable the model's rows must become; tier_srv: a table `[cache.tiers.<name>]`. They must agree.
+        tier: how durable the model's rows must become. tier_srv: a table `[cache.tiers.<name>]`; its kind and `tier` must agree.
         quant_type, ctx_params_hash: derived when absent.
         n_gpu_layers: None is all, when the build has a GPU backend.
+        main_gpu: index of the GPU for what is not split. split_mode: how layers spread over several GPUs.
+        tensor_split: share of each GPU.
+        use_mmap: map the file instead of reading it. use_mlock: keep it from being swapped out.
         n_ctx: most tokens of one request; None is min(trained, 8192). n_cells: KV cells of the model; None is 2 × n_ctx.
+        n_batch, n_ubatch: most tokens of one step, and of one of its parts.
+        n_threads, n_threads_batch: threads for one token at a time, and for prompts; None is one per core.
         n_seq_max: requests that run at a time. retained_cells_max: cells of finished requests kept while others decode.
         flash_attn: False means no cache (and `model_info` says so).
         type_k, type_v: KV types, e.g. `f16`, `q8_0`.
+        rope_freq_base, rope_freq_scale, rope_scaling_type: position encoding; None is the model's own.
+        yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, yarn_orig_ctx: of rope_scaling_type `yarn`.
+        swa_full: keep the whole KV of sliding-window models, so that their prefixes can be shared.
+        embeddings: make embeddings possible; None decides by the model. pooling: how token vectors become one.
         thinking_markers, tool_call_markers: [open, close]; None takes what the template shows.
         prompt_lookup: speculate with n-grams of the prompt; 0 is off, else the most draft tokens per step.
         max_queue: requests waiting at most. keep_alive_s: unload after so long idle; None is never.
         stream_interval_ms: tokens within it leave as one event, the first at once.
         priority: of loads at start, and who is let go last under memory pressure.
-        load_timeout_s: a load that takes longer is a hang. max_restarts in within_s: more than that is giving up.
+        lazy: load at the first request instead of at start.
+        load_timeout_s: a load that takes longer is a hang.
+        max_restarts, within_s: more restarts than that in so many seconds, and the model is given up.
         cpu_affinity, nice, gpu_ids, address_space_bytes: limits of the process.
         evict_save_timeout_s: bound of synchronous saves.
     """
