@@ -1,6 +1,6 @@
 """A worker's side of inference streams without a model: deterministic tokens, text held back, replay, credit, incarnations.
 
-What it must produce for a prompt is known beforehand (`expected_ids`, `expected_text`), whatever happens on the way.
+What it must produce is known beforehand (`expected_ids`), or can be judged (`is_valid_answer`), whatever happens on the way.
 """
 
 import zlib
@@ -30,20 +30,29 @@ def prompt_ids(body: Infer) -> bytes:
     return pack_tokens(list((body.text or "chat").encode()))
 
 
-def token_at(prompt: bytes, index: int) -> int:
-    return zlib.crc32(prompt + b"/%d" % index) % 50_000
+def token_at(so_far: bytes, life: int) -> int:
+    """The token after `so_far` (prompt and answer, packed). Each life of a worker has a choice of its own, as sampling has."""
+    return zlib.crc32(so_far) % 6_000 * 8 + life % 8
 
 
-def expected_ids(prompt: bytes, count: int) -> list[int]:
-    return [token_at(prompt, i) for i in range(count)]
+def is_valid_answer(prompt: bytes, ids: list[int]) -> bool:
+    """Whether every token is one that some life would have chosen after exactly those before it."""
+    return all(ids[i] // 8 == token_at(prompt + pack_tokens(ids[:i]), 0) // 8 for i in range(len(ids)))
+
+
+def expected_ids(prompt: bytes, count: int, life: int = 1) -> list[int]:
+    ids: list[int] = []
+    for _ in range(count):
+        ids.append(token_at(prompt + pack_tokens(ids), life))
+    return ids
 
 
 def text_of(token: int) -> str:
     return f" {token}"
 
 
-def expected_text(prompt: bytes, count: int) -> str:
-    return "".join(text_of(t) for t in expected_ids(prompt, count))
+def text_of_all(ids: list[int]) -> str:
+    return "".join(map(text_of, ids))
 
 
 def is_held_back(token: int) -> bool:
@@ -57,17 +66,22 @@ class Run:
     prompt: bytes
     total: int
     allowance: int
-    position: int = 0
+    ids: list[int] = field(default_factory=list)
     held: str = ""
     log: list[tuple[str, object]] = field(default_factory=list)
     finished: bool = False
+
+    @property
+    def position(self) -> int:
+        return len(self.ids)
 
 
 class FakeWorker:
     """One incarnation. `handle` takes a client's message, `step` makes tokens; both return events for the client."""
 
-    def __init__(self, incarnation: str, default_total: int = 20) -> None:
-        self.incarnation = incarnation
+    def __init__(self, life: int = 1, default_total: int = 20) -> None:
+        self.life = life
+        self.incarnation = f"life-{life}"
         self.default_total = default_total
         self.runs: dict[str, Run] = {}
 
@@ -93,16 +107,14 @@ class FakeWorker:
         return events + (self._finish(ref, run) if run.position == run.total else [])
 
     def _infer(self, ref: str, body: Infer) -> list[Event]:
-        delivered = len(body.resume.delivered) // 4 if body.resume else 0
+        delivered = unpack_tokens(body.resume.delivered) if body.resume else []
         known = self.runs.get(ref)
         if known is not None:  # never run twice: a later attempt takes over what runs
             known.body = body
-            return self._replay(ref, delivered)
+            return self._replay(ref, len(delivered))
         total = self.default_total if body.max_tokens is None else body.max_tokens
-        run = self.runs[ref] = Run(body, prompt_ids(body), total, delivered + body.credit, position=delivered)
-        if body.resume:
-            assert unpack_tokens(body.resume.delivered) == expected_ids(run.prompt, delivered)
-            run.held = _held(expected_ids(run.prompt, delivered))
+        run = self.runs[ref] = Run(body, prompt_ids(body), total, len(delivered) + body.credit, ids=delivered)
+        run.held = _held(delivered)
         return [(ref, "accepted", self._accepted(run))]
 
     def _accepted(self, run: Run) -> Accepted:
@@ -116,12 +128,13 @@ class FakeWorker:
         return [(ref, "accepted", self._accepted(run)), *again]
 
     def _tokens(self, ref: str, run: Run, end: int) -> Event:
-        ids = [token_at(run.prompt, i) for i in range(run.position, end)]
-        text = run.held + "".join(text_of(t) for t in ids)
-        run.held = _held(ids) if not all(is_held_back(t) for t in ids) else run.held + _held(ids)
-        text = text.removesuffix(run.held)
-        body = Tokens(first_index=run.position, ids=pack_tokens(ids), parts=[Part("text", text)] if text else [])
-        run.position = end
+        start, before = run.position, run.held
+        while run.position < end:
+            run.ids.append(token_at(run.prompt + pack_tokens(run.ids), self.life))
+        ids = run.ids[start:]
+        run.held = _held(run.ids)
+        text = (before + text_of_all(ids)).removesuffix(run.held)
+        body = Tokens(first_index=start, ids=pack_tokens(ids), parts=[Part("text", text)] if text else [])
         run.log.append(("tokens", body))
         return (ref, "tokens", body)
 
