@@ -1,0 +1,1 @@
+"""One module per kind of generated documentation; each returns Markdown."""
