@@ -57,7 +57,11 @@ class AsyncClient:
         return self._options.local
 
     async def __aenter__(self) -> Self:
-        await self.hello()
+        try:
+            await self.hello()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(

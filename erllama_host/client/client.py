@@ -76,7 +76,11 @@ class Client:
         return self._options.local
 
     def __enter__(self) -> Self:
-        self.hello()
+        try:
+            self.hello()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
