@@ -8,6 +8,7 @@ the directories and fills in what the environment lacks. The second reading then
 import json
 import logging
 import os
+import secrets
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +19,17 @@ from erllama_host.process import ExitCode
 
 
 def circus_variables(paths: Paths, config: Config) -> dict[str, str]:
-    """Every variable that circus.ini mentions, and those that lead child processes to the same host."""
+    """Every variable that circus.ini mentions, and those that lead child processes to the same host.
+
+    ERLLAMA_UP_ID names one `up`: it outlives circusd and the controller (see desired.py of the controller).
+    """
     return {
         **paths.environment(),
         "ERLLAMA_PYTHON": sys.executable,
         "ERLLAMA_LOG_MAX_BYTES": str(config.host.log_max_bytes),
         "ERLLAMA_LOG_BACKUPS": str(config.host.log_backups),
         "ERLLAMA_HEARTBEAT_TIMEOUT_S": str(config.host.heartbeat_timeout_s),
+        "ERLLAMA_UP_ID": secrets.token_hex(8),
     }
 
 

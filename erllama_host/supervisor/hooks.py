@@ -2,6 +2,7 @@
 
     before_start   the first one installs the mends (mend.py); an operator's start forgets earlier failures
     before_spawn   refuses a process that has been given up
+    after_spawn    sets the limits of the process
     before_reap    takes the last words of a process; ends one that circus would otherwise wait for in a busy loop, for ever
     after_reap     writes the exit note, decides about the next life (intensity.py)
     after_stop     when circusd itself ends in order: removes what only circusd's end may remove
@@ -17,11 +18,13 @@ from typing import Any
 
 from tornado.ioloop import PeriodicCallback
 
+from erllama_host.config import find_paths
 from erllama_host.process import die_with_parent
 from erllama_host.supervisor import mend, notes
 from erllama_host.supervisor.beat_watch import BeatWatch
 from erllama_host.supervisor.intensity import History, Limits
 from erllama_host.supervisor.leftovers import remove_shared_memory
+from erllama_host.supervisor.process_limits import apply_limits
 
 STATIC_WATCHERS = ("cache", "controller")
 BEAT_CHECK_S = 1.0
@@ -124,6 +127,15 @@ def before_spawn(watcher: Any, arbiter: Any, hook_name: str, **kwargs: Any) -> b
     return watcher.name not in arbiter.erllama.given_up
 
 
+def after_spawn(watcher: Any, arbiter: Any, hook_name: str, pid: int, **kwargs: Any) -> bool:
+    """Limits of the process; one that cannot be set is logged, and the process runs without it."""
+    try:
+        apply_limits(pid, watcher.env or {})
+    except OSError as error:
+        mend.log.error("%s: limits could not be set: %s", watcher.name, error)
+    return True
+
+
 def before_reap(watcher: Any, arbiter: Any, hook_name: str, process_pid: int, **kwargs: Any) -> bool:
     """A process still alive when its watcher has been stopped gets SIGKILL: circus waits for it without ever looking up."""
     process = watcher.processes.get(process_pid)
@@ -146,5 +158,5 @@ def after_reap(
 def after_stop(watcher: Any, arbiter: Any, hook_name: str, **kwargs: Any) -> bool:
     """When circusd ends in order, the cached rows in shared memory end with it; after a crash they are what makes it warm again."""
     if watcher.name == "cache" and arbiter._stopping and not arbiter._restarting:
-        remove_shared_memory(Path(os.environ["ERLLAMA_RUN"]))
+        remove_shared_memory(find_paths())
     return True

@@ -5,21 +5,26 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from erllama_host.config.paths import Paths
+from erllama_host.config import Paths, load_config
+from erllama_host.errors import ConfigError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the directory the kernel gives for it
 
 
-def shared_memory_directories(run: Path) -> list[Path]:
-    """Where the tier `ram` of the host at `run` may be: its own directory on tmpfs, or in the temp directory without one."""
-    instance = Paths(run, run, run).instance
-    name = f"erllama-{os.geteuid()}-{instance}"
-    return [base / name for base in (SHARED_MEMORY, Path(tempfile.gettempdir()))]
+def shared_memory_directories(paths: Paths) -> list[Path]:
+    """Where the tier `ram` of a host may be: its own directory under `cache.ram_path`, on tmpfs, or in the temp directory."""
+    name = f"erllama-{os.geteuid()}-{paths.instance}"
+    try:
+        configured = load_config(paths.config_file).cache.ram_path
+    except ConfigError:
+        configured = None
+    bases = [SHARED_MEMORY, Path(tempfile.gettempdir()), *([Path(configured)] if configured else [])]
+    return [base / name for base in bases]
 
 
-def remove_shared_memory(run: Path) -> None:
-    """Remove the tier `ram` of the host at `run`. Only ever directories of that host's exact name, owned by this user."""
-    for directory in shared_memory_directories(run):
+def remove_shared_memory(paths: Paths) -> None:
+    """Remove the tier `ram` of a host. Only ever directories of that host's exact name, owned by this user."""
+    for directory in shared_memory_directories(paths):
         if directory.is_dir() and not directory.is_symlink() and directory.stat().st_uid == os.geteuid():
             shutil.rmtree(directory, ignore_errors=True)
 

@@ -44,7 +44,7 @@ def stop_host(
         _end(state, family, timeout_s)
     _kill(family)
     clean_run_directory(paths.run)
-    remove_shared_memory(paths.run)
+    remove_shared_memory(paths)
     return state.running
 
 

@@ -21,10 +21,16 @@ BATCH = 200
 class Pump:
     """Owns the reading of one socket; single-threaded, on the loop that was running at `start`."""
 
-    def __init__(self, socket: zmq.Socket[bytes], handle: Callable[[list[bytes]], Any]) -> None:
-        """`handle` gets the frames of every message; it must not block and must not raise."""
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        handle: Callable[[list[bytes]], Any],
+        read: Callable[[zmq.Socket[bytes]], list[bytes] | None] = receive,
+    ) -> None:
+        """`handle` gets the frames of every message; it must not block and must not raise. `read`: how to get one message."""
         self._socket = socket
         self._handle = handle
+        self._read = read
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kicked = False
 
@@ -56,7 +62,7 @@ class Pump:
     def _drain(self) -> None:
         self._kicked = False
         for _ in range(BATCH):
-            frames = None if self._socket.closed else receive(self._socket)
+            frames = None if self._socket.closed else self._read(self._socket)
             if frames is None:
                 return
             self._handle(frames)

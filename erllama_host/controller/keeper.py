@@ -1,0 +1,337 @@
+"""The flows of models: load, unload, restart, let go and fetch back. The only writer of states and of the desired state.
+
+One flow at a time per model (`_locks`); flows wait for circus and for workers, messages and deaths do not wait for flows. Whoever
+waits for a model waits for its *outcome*, a future that the worker's readiness or a failure resolves.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from erllama_host.config import ModelConfig
+from erllama_host.controller import specs
+from erllama_host.controller.desired import Wanted
+from erllama_host.controller.lifecycle import SHOULD_RUN, Event, Model, State
+from erllama_host.controller.placement import fits
+from erllama_host.controller.watch import ProcessWatch
+from erllama_host.controller.worker_calls import park, tell_moved
+from erllama_host.controller.world import World
+from erllama_host.errors import ErllamaError, InternalError, ModelNotLoaded, NoMemory
+from erllama_host.ids import auto_model_id, check_model_id
+from erllama_host.supervisor import notes
+
+CACHE_MARGIN_S = 5.0
+DEFAULT_CACHE_STOP_S = 40.0
+"""As in circus.ini."""
+
+
+class Keeper:
+    """See the module. `on_death(pid)` of watched processes is deaths.py's."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._outcomes: dict[str, asyncio.Future[None]] = {}
+        self._watches: dict[str, ProcessWatch] = {}
+        self._slots = asyncio.Semaphore(world.config.host.load_at_once)
+        self._starting: set[str] = set()
+        self._persisting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_death: Callable[[Model, int], None] = lambda model, pid: None
+
+    # ---- asked for by clients ------------------------------------------------------------------------------------
+
+    async def load(self, model_id: str | None, config: ModelConfig, request_id: str) -> Model:
+        """Begin to load; a repeated `request_id` finds the load it began before.
+
+        Raises:
+            AlreadyLoaded, InvalidRequest, ModelLoadFailed, NoMemory.
+        """
+        known = self._world.models.by_load_id(request_id)
+        if known is not None:
+            return known
+        await asyncio.to_thread(specs.check_model_file, config)
+        self._check_memory(config)
+        if model_id is None:
+            model_id = await self._auto_id()
+        load_id = request_id or secrets.token_hex(8)
+        return self.begin(Model(check_model_id(model_id), config, load_id))
+
+    def begin(self, model: Model) -> Model:
+        """Take up a model and start its worker."""
+        self._world.models.add(model, time.monotonic())
+        self._world.journal.add("loading", model.model_id, path=model.config.path)
+        self._expect(model)
+        self.spawn(self._bring_up(model))
+        return model
+
+    def adopt(self, model: Model) -> Model:
+        """Take up a model whose worker runs already; it will say hello."""
+        self._world.models.add(model, time.monotonic())
+        self._expect(model)
+        return model
+
+    async def outcome(self, model: Model) -> None:
+        """Wait until the model serves; raises why it does not."""
+        future = self._outcomes.get(model.model_id)
+        if future is not None:
+            await asyncio.shield(future)
+        elif model.failure is not None:
+            raise model.failure
+
+    async def unload(self, model_id: str) -> None:
+        """Save, end the worker, forget the model. Returns when the id is free.
+
+        Raises:
+            ModelNotLoaded
+        """
+        model = self._world.models.get(model_id)
+        self.apply(model, Event.STOP)
+        self._settle(model, ModelNotLoaded(f"model {model_id!r} was unloaded"))
+        async with self._lock(model_id):
+            if self._world.models.find(model_id) is not model:
+                return
+            await self._take_down(model, park_first=True)
+            await self._persist(lambda: self._world.desired.forget(model_id, model.source == "config"))
+            self._remove(model)
+
+    async def restart(self, model_id: str) -> Model:
+        """Restart the worker, also of a failed model. Returns when that is under way.
+
+        Raises:
+            ModelNotLoaded
+        """
+        model = self._world.models.get(model_id)
+        running = model.state in (State.READY, State.RESTARTING)
+        self.apply(model, Event.RESTART)
+        self._expect(model)
+        self._world.journal.add("restart_asked", model_id)
+        self.spawn(self._bring_up(model, restart=running))
+        return model
+
+    def restore(self, model: Model) -> None:
+        """The watcher of a model has vanished from circus: make another."""
+        self.apply(model, Event.DIED)
+        self._expect(model)
+        self.spawn(self._bring_up(model))
+
+    def want(self, model: Model) -> None:
+        """A request has come for a model that is away."""
+        if self.apply(model, Event.WANTED):
+            self._expect(model)
+            self.spawn(self._bring_up(model))
+
+    async def let_go(self, model: Model, why: str) -> None:
+        """Unload a model that will be loaded again by the next request."""
+        async with self._lock(model.model_id):
+            if not self.apply(model, Event.LET_GO):
+                return
+            self._world.journal.add("let_go", model.model_id, reason=why)
+            await self._take_down(model, park_first=True)
+
+    # ---- told by workers and by their ends -----------------------------------------------------------------------
+
+    def ready(self, model: Model, incarnation: str) -> None:
+        """The worker serves."""
+        first = not model.stays
+        notes.mark_ready(self._world.paths.run, notes.watcher_name(model.model_id), model.pid)
+        if self.apply(model, Event.READY):
+            self._world.journal.add("ready", model.model_id, pid=model.pid, first=first, load_s=round(model.load_s, 3))
+            tell_moved(self._world, model.model_id, incarnation)
+            self.spawn(self._confirm(model))
+
+    async def remember(self, model: Model) -> None:
+        """Write down that the model should exist, and what its next worker is to be started from."""
+        if self._world.models.find(model.model_id) is not model or model.state is State.STOPPING:
+            return
+        desired = self._world.desired
+        if model.source == "config":
+            await self._persist(lambda: desired.want_configured(model.model_id, model.adapters))
+        else:
+            wanted = Wanted(config=model.config, adapters=model.adapters)
+            await self._persist(lambda: desired.want(model.model_id, wanted))
+        await asyncio.to_thread(specs.write_spec, self._world.paths, self._world.config, model)
+
+    def fail(self, model: Model, error: ErllamaError, event: Event = Event.LOAD_FAILED) -> None:
+        """The model does not serve and will not by itself. One that nobody but its loader knows is forgotten."""
+        if not self.apply(model, event):
+            return
+        model.failure = error
+        error.details.setdefault("last_log_lines", model.last_log_lines)
+        self._world.journal.add("failed", model.model_id, code=error.code, message=error.message)
+        self._world.log.error("model_failed", model=model.model_id, code=error.code, message=error.message)
+        if model.stays:
+            self._settle(model, error)
+        else:
+            self.spawn(self._discard(model, error))
+
+    def watch(self, model: Model, pid: int) -> None:
+        """`pid` is the worker of `model` from now on."""
+        known = self._watches.get(model.model_id)
+        if pid <= 0 or (known is not None and known.pid == pid):
+            return
+        if known is not None:
+            known.close()
+        model.pid, model.process_since, model.kill_reason = pid, time.monotonic(), ""
+        self._watches[model.model_id] = ProcessWatch(pid, lambda ended: self._ended(model, ended))
+
+    def kill(self, model: Model, reason: str) -> None:
+        """SIGKILL to the worker; `reason` is what people will read."""
+        watch = self._watches.get(model.model_id)
+        if watch is not None and not model.kill_reason:
+            model.kill_reason = reason
+            self._world.journal.add("killed", model.model_id, pid=watch.pid, reason=reason)
+            watch.kill()
+
+    def apply(self, model: Model, event: Event) -> bool:
+        """Let an event happen; whether the state changed."""
+        changed = self._world.models.apply(model, event, time.monotonic())
+        if changed:
+            self._world.log.info("model_state", model=model.model_id, state=model.state.value, why=event.name.lower())
+        return changed
+
+    def is_busy(self, model: Model) -> bool:
+        """Whether a flow is under way, so that what circus shows may be passing."""
+        return model.model_id in self._starting or self._lock(model.model_id).locked()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a flow in the background; what it does not expect ends up in the log, and only there."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    async def close(self) -> None:
+        """End all flows."""
+        for watch in self._watches.values():
+            watch.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    async def _bring_up(self, model: Model, restart: bool = False) -> None:
+        """Start (or restart) the worker; hold a load slot until the outcome is known."""
+        self._starting.add(model.model_id)
+        async with self._slots:
+            try:
+                async with self._lock(model.model_id):
+                    if model.state not in SHOULD_RUN or self._world.models.find(model.model_id) is not model:
+                        return
+                    await self._start(model, restart)
+            except ErllamaError as error:
+                self.fail(model, error)
+            finally:
+                self._starting.discard(model.model_id)
+            with contextlib.suppress(ErllamaError):
+                await self.outcome(model)
+
+    async def _start(self, model: Model, restart: bool) -> None:
+        world, watcher = self._world, notes.watcher_name(model.model_id)
+        await asyncio.to_thread(specs.write_spec, world.paths, world.config, model)
+        stop_s = specs.stop_time_s(model.config) + CACHE_MARGIN_S
+        if restart:
+            await world.circus.restart_watcher(watcher, stop_s)
+            return
+        notes.forget_exits(world.paths.run, watcher)
+        if stop_s > DEFAULT_CACHE_STOP_S:
+            await world.circus.set_graceful_timeout("cache", stop_s)
+        options = specs.watcher_options(world.paths, world.config, model)
+        await world.circus.add(watcher, specs.watcher_command(model.model_id), options)
+        pids = await world.circus.start_watcher(watcher)
+        if pids:
+            self.watch(model, pids[-1])
+        elif not notes.read_exits(world.paths.run, watcher):
+            raise InternalError(f"the worker of {model.model_id!r} could not be started; see {world.paths.logs}")
+
+    async def _take_down(self, model: Model, park_first: bool) -> None:
+        """End the worker and remove its watcher; one that does not react is killed first, or circus would wait for it."""
+        watcher = notes.watcher_name(model.model_id)
+        connected = self._world.links.of_model(model.model_id) is not None
+        if not (park_first and connected and await park(self._world, model, "unload", 0.0)):
+            watch = self._watches.get(model.model_id)
+            if watch is not None:
+                watch.kill()
+        self._world.links.drop(model.model_id)
+        await self._world.circus.remove(watcher, specs.stop_time_s(model.config) + CACHE_MARGIN_S)
+        self._forget_worker(model)
+
+    def _forget_worker(self, model: Model) -> None:
+        watch = self._watches.pop(model.model_id, None)
+        if watch is not None:
+            watch.close()
+        self._world.paths.spec_file(model.model_id).unlink(missing_ok=True)
+        notes.forget_exits(self._world.paths.run, notes.watcher_name(model.model_id))
+        model.pid, model.info = 0, None
+
+    async def _discard(self, model: Model, error: ErllamaError) -> None:
+        """Forget a model that could not be loaded, and only then tell: the id is free for the next attempt."""
+        try:
+            async with self._lock(model.model_id):
+                await self._take_down(model, park_first=False)
+                self._remove(model)
+        finally:
+            self._settle(model, error)
+
+    def _remove(self, model: Model) -> None:
+        self._world.models.remove(model.model_id)
+        self._world.links.forget_peers(model.model_id)
+        self._world.journal.add("unloaded", model.model_id)
+
+    async def _confirm(self, model: Model) -> None:
+        """The first readiness is written down before anybody is told."""
+        await self.remember(model)
+        self._settle(model, None)
+        resident = model.info.resident_bytes if model.info is not None else 0
+        await asyncio.to_thread(self._world.footprints.remember, model.config, resident)
+
+    def _ended(self, model: Model, pid: int) -> None:
+        self._watches.pop(model.model_id, None)
+        self.on_death(model, pid)
+
+    def _check_memory(self, config: ModelConfig) -> None:
+        needed = self._world.footprints.needed_bytes(config)
+        memory = next((each for each in self._world.memory() if each.name == "ram"), None)
+        if memory is not None and needed and not fits(needed, memory, 0):
+            raise NoMemory(
+                f"{config.path} needs about {needed >> 20} MiB and {memory.free_bytes >> 20} MiB are free",
+                needed_bytes=needed,
+                free_bytes=memory.free_bytes,
+            )
+
+    async def _auto_id(self) -> str:
+        numbers: list[int] = []
+        await self._persist(lambda: numbers.append(self._world.desired.take_auto_number()))
+        return auto_model_id(numbers[0])
+
+    async def _persist(self, change: Callable[[], None]) -> None:
+        """Change the desired state; one change at a time, off the loop, since it waits for the disk."""
+        async with self._persisting:
+            await asyncio.to_thread(change)
+
+    def _lock(self, model_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(model_id, asyncio.Lock())
+
+    def _expect(self, model: Model) -> None:
+        """Whoever asks for the outcome from now on waits for a new one."""
+        known = self._outcomes.get(model.model_id)
+        if known is None or known.done():
+            self._outcomes[model.model_id] = asyncio.get_running_loop().create_future()
+
+    def _settle(self, model: Model, error: ErllamaError | None) -> None:
+        future = self._outcomes.pop(model.model_id, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # marks it as seen: often nobody waits
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._world.log.error("flow_failed", error=repr(task.exception()))
