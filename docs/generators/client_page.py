@@ -45,7 +45,11 @@ def _class(cls: type[Any]) -> str:
         if isinstance(member, property):
             parts += [f"### `{cls.__name__}.{name}`\n", prose(member.fget.__doc__ if member.fget else "")]
         else:
-            parts += [f"### `{cls.__name__}.{name}`\n", f"```python\n{signature(name, member)}\n```\n", prose(member.__doc__)]
+            parts += [
+                f"### `{cls.__name__}.{name}`\n",
+                f"```python\n{signature(name, member)}\n```\n",
+                prose(member.__doc__),
+            ]
     return "\n".join(parts)
 
 

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 import typer
+
 from erllama_host.cli.exits import MEANING
 from erllama_host.cli.main import COMMANDS, GROUPS, make_app
 from erllama_host.client.results import StreamStats
@@ -39,17 +40,28 @@ JSON: dict[str, str] = {
     "cache gc": '`{"dropped_segments", "freed_bytes", "freed_recyclable_bytes"}`',
     "cache evict": '`{"dropped_segments", "freed_bytes", "kept_segments"}`',
     "cache verify": '`{"checked_files", "corrupt_files"}`',
-    "keys new": '`{"name", "role", "secret_key_file", "public_key_file", "server_key_file"}`',
+    "keys new": '`{"name", "role", "public_key", "secret_key_file", "server_key_file"}`',
     "keys list": '`{"keys": [{"name", "role", "public_key"}, ...]}`',
 }
 """What every command with `--json` prints; a test compares the names with the commands."""
 
-_TYPES: tuple[type[msgspec.Struct], ...] = (ModelInfo, AdapterInfo, HostStatus, HostHello, ProcessInfo, Event, StreamStats, CacheReport)
+_TYPES: tuple[type[msgspec.Struct], ...] = (
+    ModelInfo,
+    AdapterInfo,
+    HostStatus,
+    HostHello,
+    ProcessInfo,
+    Event,
+    StreamStats,
+    CacheReport,
+)
 
 
 def exit_codes() -> str:
     """The table of exit codes."""
-    return "\n".join(["| code | meaning |", "|---|---|", *(f"| {int(code)} | {meaning} |" for code, meaning in MEANING.items())])
+    return "\n".join(
+        ["| code | meaning |", "|---|---|", *(f"| {int(code)} | {meaning} |" for code, meaning in MEANING.items())]
+    )
 
 
 def json_shapes() -> str:
@@ -70,7 +82,9 @@ def _type_text(declared: Any) -> str:
         return f"{{{_type_text(options[0])}: {_type_text(options[1])}}}"
     if options:
         return f"{_type_text(options[0])} or null"
-    return {str: "text", int: "integer", float: "number", bool: "boolean", bytes: "hex", Any: "any"}.get(declared, getattr(declared, "__name__", "any"))
+    return {str: "text", int: "integer", float: "number", bool: "boolean", bytes: "hex", Any: "any"}.get(
+        declared, getattr(declared, "__name__", "any")
+    )
 
 
 def commands() -> str:
@@ -109,8 +123,14 @@ def _text(docstring: str) -> str:
 def _parameters(command: Any) -> str:
     rows = ["| argument or option | meaning |", "|---|---|"]
     for parameter in command.params:
-        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts) if name not in ("--install-completion", "--show-completion"))
-        help_text = (getattr(parameter, "help", None) or "").replace("\\[", "[").replace("<", "&lt;").replace("|", "\\|")
+        names = ", ".join(
+            f"`{name}`"
+            for name in (*parameter.opts, *parameter.secondary_opts)
+            if name not in ("--install-completion", "--show-completion")
+        )
+        help_text = (
+            (getattr(parameter, "help", None) or "").replace("\\[", "[").replace("<", "&lt;").replace("|", "\\|")
+        )
         if not names:
             continue
         if not names.startswith("`-"):

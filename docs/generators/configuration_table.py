@@ -4,7 +4,16 @@ import re
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from erllama_host.config import CacheConfig, HostSection, ModelConfig, PolicyConfig, RemoteSection, StubConfig, TierConfig
+
+from erllama_host.config import (
+    CacheConfig,
+    HostSection,
+    ModelConfig,
+    PolicyConfig,
+    RemoteSection,
+    StubConfig,
+    TierConfig,
+)
 
 SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[host]", HostSection),
