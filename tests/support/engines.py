@@ -136,9 +136,10 @@ class Harness:
 
     def ids(self, ref):
         """The ids reported for a request, checked to be gapless."""
-        ids = []
+        ids, first = [], None
         for report in self.of(ref, Generated):
-            assert report.first_index == (len(ids) + (report.first_index if not ids else 0))
+            first = report.first_index if first is None else first
+            assert report.first_index == first + len(ids)
             ids += report.ids
         return ids
 

@@ -183,9 +183,13 @@ class Admission:
                 request.enter(Phase.PREFILL)
                 self._requests.finish(request, "prefill")
                 return
-            token = core.kv.sample_stored(request)
+            try:
+                token = core.kv.sample_stored(request)
+            except ErllamaError as error:  # a grammar that leads nowhere
+                self._requests.fail(request, error)
+                return
             if token is not None:
-                self._first_token(request, token, now)
+                self._first_token(request, token)
                 return
             self._leave_a_row(request, now)
         core.kv.end_lookup(request)
@@ -195,9 +199,9 @@ class Admission:
     def _nothing_to_sample(request: Request) -> bool:
         return len(request.generated) >= request.submit.max_tokens
 
-    def _first_token(self, request: Request, token: int, now: float) -> None:
+    def _first_token(self, request: Request, token: int) -> None:
         logits = self._core.kv.stored_logits(request) if request.submit.params.logprobs is not None else None
-        reason = self._answers.accept(request, token, logits, now)
+        reason = self._answers.accept(request, token, logits, self._core.clock())
         self._core.kv.end_lookup(request)
         if reason is not None:
             self._requests.finish(request, reason)

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from erllama_host.errors import ContextOverflow
+from erllama_host.errors import ContextOverflow, ErllamaError
 from workers.adapters import AdapterSet
 from workers.backend.values import DecodeStatus, Rows
 from workers.engine.answers import Answers
@@ -197,7 +197,11 @@ class Stepper:
         reason: str | None = None
         used = 0
         for row in range(first, first + part.num_outputs):
-            token = sampler.sample(row)
+            try:
+                token = sampler.sample(row)
+            except ErllamaError as error:  # a grammar that leads nowhere
+                self._requests.fail(request, error)
+                return
             used += 1
             reason = self._answers.accept(request, token, core.backend.logits(row) if wants_logits else None, now)
             if reason is not None or used > len(part.drafts) or token != part.drafts[used - 1]:
