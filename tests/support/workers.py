@@ -262,10 +262,10 @@ class WorkerProcess:
             "ERLLAMA_HOME": str(self.home),
             **self.environment,
         }
-        self.log = (self.directory / "log").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "workers", MODEL_ID], env=environment, stderr=self.log, stdout=self.log
-        )
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workers", MODEL_ID], env=environment, stderr=log, stdout=log
+            )
         if ready:
             self.controller.expect("w.ready")
         return self
@@ -283,8 +283,6 @@ class WorkerProcess:
     def close(self):
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        if self.process is not None:
-            self.log.close()
         self.controller.close()
         shutil.rmtree(self.directory)
 
