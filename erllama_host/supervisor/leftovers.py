@@ -33,7 +33,7 @@ def clean_run_directory(run: Path) -> None:
     """Remove sockets, pid files and notes of a host that does not run any more; the directory itself stays."""
     for path in run.glob("*.sock"):
         path.unlink(missing_ok=True)
-    for name in ("circusd.pid", "host.pid", "controller.beat", "controller.lock", "gave_up"):
+    for name in ("circusd.pid", "host.pid", "controller.beat", "controller.lock", "cache.lock", "gave_up"):
         (run / name).unlink(missing_ok=True)
     for name in ("models", "exits", "ready"):
         shutil.rmtree(run / name, ignore_errors=True)
