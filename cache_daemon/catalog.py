@@ -258,10 +258,10 @@ class Catalog:
         """
         self.holdings.now = now
         self._settle(self.leases.owner_died(owner, now) if hold else self.leases.owner_left(owner))
+        for file, num_bytes in self.holdings.mappings.forget_owner(owner):
+            self.holdings.unmapped(file, num_bytes)
         for reservation in self.reservations.of_owner(owner):
-            self._end_unheard(reservation)
-        for (tier, inode), num_bytes in self.holdings.mappings.forget_owner(owner):
-            self.holdings.unmapped((tier, inode), num_bytes)
+            self._end_unheard(reservation, (reservation.tier, reservation.inode))
 
     def expire(self, now: float) -> None:
         """End what is beyond its time."""
@@ -271,8 +271,7 @@ class Catalog:
             self.holdings.tally.count("reservations_expired")
             overdue = (reservation.tier, reservation.inode or -reservation.token)
             self.holdings.mappings.add(reservation.owner, overdue)
-            self._end_unheard(reservation)
-            self.holdings.drop_name(self.holdings.stocks[reservation.tier], overdue, reservation.file_bytes)
+            self._end_unheard(reservation, overdue)
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do."""
@@ -290,14 +289,16 @@ class Catalog:
         for tier in self.holdings.stocks:
             self.forgotten(owner, (tier, -token))
 
-    def _end_unheard(self, reservation: Reservation) -> None:
+    def _end_unheard(self, reservation: Reservation, file: FileRef) -> None:
+        """End a reservation whose writer has not said what became of it. `file` stays counted while anybody maps it."""
         self.reservations.close(reservation.token, reservation.owner)
-        self.holdings.stocks[reservation.tier].ledger.reserved_bytes -= reservation.file_bytes
-        identity = reservation.identity
-        final = self.holdings.path_of(identity, reservation.tier)
+        stock = self.holdings.stocks[reservation.tier]
+        stock.ledger.reserved_bytes -= reservation.file_bytes
+        final = self.holdings.path_of(reservation.identity, reservation.tier)
         self.holdings.actions.append(
-            Salvage(reservation.tier, identity, reservation.path, final, reservation.target_tier)
-        )  # fmt: skip
+            Salvage(reservation.tier, reservation.identity, reservation.path, final, reservation.target_tier)
+        )
+        self.holdings.drop_name(stock, file, reservation.file_bytes)
 
     # ---- copies --------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,9 @@ class ReservationTable:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, token: int) -> bool:
+        return token in self._open
+
     def new_token(self) -> int:
         """A token for the next reservation."""
         return self._numbers.next()

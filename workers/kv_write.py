@@ -193,7 +193,7 @@ class Writer:
             # Without an answer the files are whole and named: whichever daemon comes next adopts them.
             visible = answer.visible if answer is not None else [False] * len(linked)
             for (sealed, result), is_visible in zip(linked, visible, strict=True):
-                self._let_go(sealed.held, mapping_gone=result.adopted)
+                self._let_go(sealed.held, nameless=result.adopted)
                 self._counters["saves" if is_visible else "saves_unconfirmed"] += 1
                 self._counters["saved_bytes"] += result.payload_bytes if is_visible else 0
                 self._finished(sealed.held.meta.key)
@@ -219,14 +219,16 @@ class Writer:
 
     def _drop(self, held: Held, counter: str) -> None:
         """A packed segment is not going to be published. The daemon, this one or the next, removes its file."""
+        held.lost = True
         self._counters[counter] += 1
         self.abort([held])
         self._finished(held.meta.key)
 
-    def _let_go(self, held: Held, *, mapping_gone: bool = False) -> None:
+    def _let_go(self, held: Held, *, nameless: bool = False) -> None:
+        """Stop using a region. A file without a name cannot come back, so its mapping is not kept."""
         self._held.pop(held.token, None)
         gone = self._pool.release(held.file)
-        if mapping_gone and self._pool.forget(held.file) and held.file not in gone:
+        if (nameless or held.lost) and self._pool.forget(held.file) and held.file not in gone:
             gone.append(held.file)
         if gone:
             self._link.tell("k.forgotten", m.Forgotten(files=[m.FileId(*file) for file in gone]))
