@@ -102,7 +102,8 @@ class Inference:
             ErllamaError: it was refused before it became a stream.
         """
         ref, peer = envelope.ref, envelope.peer
-        if self._streams.find(ref) is not None:  # sent twice, or resubmitted although we are alive: never run twice
+        known = self._streams.find(ref) is not None
+        if known and not self._streams.resubmitted(ref, peer, request.attempt):  # never run twice
             start = len(request.resume.delivered) // 4 if request.resume is not None else 0
             self._carry_out(self._streams.resume(ref, peer, start, now))
             return

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import msgspec
+
 from erllama_host.errors import Forbidden
 from erllama_host.protocol.inference import (
     CLIENT_LOST_AFTER_S,
@@ -169,6 +171,24 @@ class Streams:
             num_tokens=start,
         )
 
+    def resubmitted(self, ref: str, peer: bytes, attempt: int) -> bool:
+        """A known request came again as a later attempt. Returns whether it must be run anew.
+
+        It must when it was given up because its client seemed gone: then it is forgotten here. Else what runs goes on, under the
+        number of the later attempt: its client waits for an `accepted` of that number, and takes nothing before it.
+        """
+        stream = self._owned(ref, peer)
+        if stream is None or attempt <= stream.attempt:
+            return False
+        if stream.end is not None and isinstance(stream.end[1], Done) and stream.end[1].cancel_reason == "lost_client":
+            self._unread.pop(ref, None)
+            self._settled.pop(ref, None)
+            return True
+        stream.attempt = attempt
+        if stream.accepted is not None:
+            stream.accepted = msgspec.structs.replace(stream.accepted, attempt=attempt)
+        return False
+
     def resume(self, ref: str, peer: bytes, next_index: int, now: float) -> list[Effect]:
         """Send again from `next_index`. Also a sign of life, and fresh credit: what was granted before may have been lost."""
         stream = self.find(ref)
@@ -208,6 +228,8 @@ class Streams:
         stream = self._active.get(ref)
         if stream is None:
             return []
+        if accepted.attempt != stream.attempt:  # sent again while it was being prepared
+            accepted = msgspec.structs.replace(accepted, attempt=stream.attempt)
         stream.accepted = accepted
         return [Send(stream.peer, ref, "accepted", accepted)]
 
