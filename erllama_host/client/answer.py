@@ -88,10 +88,6 @@ class Credit:
         tokens, self.granted = limit - self.granted, limit
         return tokens
 
-    def doubt(self, next_index: int) -> None:
-        """Grants under way may be lost: count only on what has arrived."""
-        self.granted = next_index
-
 
 def _pieces(
     parts: Sequence[Part], ids: list[int], first_index: int, logprobs: list[TokenLogprobs] | None

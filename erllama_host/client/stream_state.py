@@ -11,7 +11,8 @@ What keeps an answer whole, in any order of losses, repetitions and restarts:
 - Before the `accepted` of the current attempt, tokens are not taken: they would be of an earlier life of the worker, whose
   continuation the new one does not know.
 - Text without ids (what was held back, released at the end) is kept until `done`: a replay of it must not show twice.
-- Credit: the reader's window. What a lost message may have granted is granted again after a reconnect.
+- Credit follows the reader. A lost grant is healed by `resume`, which grants a whole window anew; hence silence is only taken for
+  a loss while the worker has credit: asking again and again on behalf of a reader who does not read would fill memory.
 """
 
 from enum import Enum
@@ -100,11 +101,7 @@ class StreamState:
             return []
         if not self._sent:
             return self._submit(now)
-        actions = self._ask(now, force=True)
-        if self._live:
-            self._credit.doubt(self.answer.next_index)
-            actions += self._grant(now)
-        return actions
+        return self._ask(now, force=True)
 
     def on_offline(self, now: float) -> list[Action]:
         """The connection broke. A cancelled stream has nothing left to wait for."""
@@ -191,9 +188,8 @@ class StreamState:
         if event.attempt != self._attempt:
             return []
         self._quiet_since = now
-        if not self._live:
-            self._live = True
-            self._accepted = event
+        self._live = True
+        self._accepted = event  # comes again when the request leaves the queue with other adapters
         self.phase = Phase.RUNNING
         # Read while nobody had the request: what that would have granted is due now.
         return self.on_read(0, now)
@@ -215,12 +211,12 @@ class StreamState:
         return [Deliver(pieces)]
 
     def _on_done(self, event: Done, now: float) -> list[Action]:
+        if event.cancel_reason == "lost_client" and self._cancelled_at is None and (self._live or self._asked):
+            # The worker did not hear of us for too long, but here we are: the host was away, or this loop stood still.
+            return self._resubmit(now, died=False)
         if not self._live:
             return self._ask(now)
         self._quiet_since = now
-        if event.cancel_reason == "lost_client" and self._cancelled_at is None:
-            # The worker did not hear of us for too long, but here we are: the host was away, or this loop stood still.
-            return self._resubmit(now, died=False)
         if event.generated > self.answer.next_index and self._done_gaps < _MAX_DONE_GAPS:
             self._done_gaps += 1
             return self._ask(now, force=True)
@@ -245,7 +241,7 @@ class StreamState:
             if self._cancelled_at is not None:
                 return self._end_cancelled(now)
             return self._wait(now, error.retry_after_s)
-        if event.code == "WorkerDied" and self._limits.max_resumes > 0:
+        if event.code == "WorkerDied" and self._limits.max_resumes > 0 and not error.details.get("poison"):
             return self._resubmit(now, died=True, wait_s=error.retry_after_s or _AFTER_DEATH_S)
         return self.give_up(error)
 

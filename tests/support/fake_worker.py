@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from erllama_host.protocol.inference import (
+    INITIAL_CREDIT_TOKENS,
     Accepted,
     Cancel,
     Credit,
@@ -70,6 +71,7 @@ class Run:
     held: str = ""
     log: list[tuple[str, object]] = field(default_factory=list)
     finished: bool = False
+    given_up: bool = False
 
     @property
     def position(self) -> int:
@@ -79,7 +81,8 @@ class Run:
 class FakeWorker:
     """One incarnation. `handle` takes a client's message, `step` makes tokens; both return events for the client."""
 
-    def __init__(self, life: int = 1, default_total: int = 20) -> None:
+    def __init__(self, life: int = 1, default_total: int = 20, window: int = INITIAL_CREDIT_TOKENS) -> None:
+        self.window = window
         self.life = life
         self.incarnation = f"life-{life}"
         self.default_total = default_total
@@ -106,11 +109,19 @@ class FakeWorker:
         events = [self._tokens(ref, run, end)] if end > run.position else []
         return events + (self._finish(ref, run) if run.position == run.total else [])
 
+    def miss_client(self, ref: str) -> list[Event]:
+        """No sign of life for too long: the request is cancelled."""
+        run = self.runs.get(ref)
+        if run is None or run.finished:
+            return []
+        run.given_up = True
+        return self._finish(ref, run, cancel_reason="lost_client")
+
     def _infer(self, ref: str, body: Infer) -> list[Event]:
         delivered = unpack_tokens(body.resume.delivered) if body.resume else []
         known = self.runs.get(ref)
-        if known is not None:  # never run twice: a later attempt takes over what runs
-            known.body = body
+        if known is not None and not (known.given_up and body.attempt > known.body.attempt):
+            known.body = body if body.attempt > known.body.attempt else known.body
             return self._replay(ref, len(delivered))
         total = self.default_total if body.max_tokens is None else body.max_tokens
         run = self.runs[ref] = Run(body, prompt_ids(body), total, len(delivered) + body.credit, ids=delivered)
@@ -124,6 +135,7 @@ class FakeWorker:
         run = self.runs.get(ref)
         if run is None:
             return [(ref, "lost", Lost(incarnation=self.incarnation))]
+        run.allowance = max(run.allowance, next_index + self.window)
         again = [(ref, kind, b) for kind, b in run.log if not isinstance(b, Tokens) or b.first_index >= next_index]
         return [(ref, "accepted", self._accepted(run)), *again]
 
