@@ -162,14 +162,13 @@ class KvSession:
         """The request's sequence has grown: save blocks that became full, and a pinned prefix that is complete."""
         live = request.live
         assert live is not None
-        length = len(live.tokens)
-        block = self._cache.block_tokens
+        length, block, pin = len(live.tokens), self._cache.block_tokens, request.submit.pin_prefix
+        if pin and length >= pin and not request.pinned:
+            request.pinned = True
+            if self._saver is not None and self.gate(pin) is None:
+                self._pin(request, live, pin)
         if length - live.asked_end // block * block >= block and self._may_save(request, live):
             self._save_blocks(request, live)
-        pin = request.submit.pin_prefix
-        if pin and length >= pin and not request.pinned and self._saver is not None and self.gate(pin) is None:
-            request.pinned = True
-            self._pin(request, live, pin)
 
     def _may_save(self, request: Request, live: LiveSequence) -> bool:
         if self._saver is None or self.gate(len(live.tokens)) is not None or not self._saver.may_ask(live):
@@ -181,18 +180,20 @@ class KvSession:
         keys = self._keys(request)
         reason = SaveReason.CONTINUED if request.phase is Phase.DECODE else SaveReason.COLD
         end = keys.floor(len(live.tokens))
-        pieces = self._blocks(keys, live, end, reason)
+        pieces = self._blocks(keys, live, end, reason, request.submit.pin_prefix)
         at_end = end == len(live.tokens)
         if self._snapshots and at_end and (request.phase is Phase.DECODE or end in request.snapshot_at):
             pieces.append(keys.snapshot(end, reason, has_cells=self._backend.info.has_cells))
         live.asked_end = end
         self._saver.begin(live, pieces, request.cache, pauses=self._pack_at_once and at_end)
 
-    def _blocks(self, keys: RowKeys, live: LiveSequence, end: int, reason: SaveReason) -> list[Piece]:
+    def _blocks(self, keys: RowKeys, live: LiveSequence, end: int, reason: SaveReason, pin: int = 0) -> list[Piece]:
+        """The blocks up to `end` that were not asked for yet; those within `pin` tokens get pinned."""
         if not self._backend.info.has_cells:
             return []
         step = self._cache.block_tokens
-        return [keys.block(stop, reason) for stop in range(keys.floor(live.asked_end) + step, end + 1, step)]
+        ends = range(keys.floor(live.asked_end) + step, end + 1, step)
+        return [keys.block(stop, SaveReason.PREFIX if stop <= pin else reason) for stop in ends]
 
     def prompt_computed(self, request: Request, logits: Logits) -> None:
         """The whole row is computed and its logits are at hand: store them, with a snapshot where one is needed."""
@@ -221,6 +222,7 @@ class KvSession:
                 pieces.append(keys.snapshot(pin, SaveReason.PREFIX, has_cells=self._backend.info.has_cells))
         elif pin % step:
             pieces.append(keys.tail(pin, SaveReason.PREFIX))
+        live.asked_end = max(live.asked_end, keys.floor(pin))
         self._saver.begin(live, pieces, request.cache, pauses=self._pack_at_once)
 
     # --- saving at the end --------------------------------------------------------------------------------------------

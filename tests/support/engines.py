@@ -1,9 +1,10 @@
 """An engine on the stub (or any backend) that a test drives tick by tick, without a thread."""
 
 import io
-from pathlib import Path
 
-from erllama_host.config.model import ModelConfig, ModelSpec, StubConfig
+import msgspec
+
+from erllama_host.config.model import ModelConfig, ModelSpec
 from erllama_host.observability import Log
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.open import open_backend
@@ -36,10 +37,10 @@ class Harness:
     def __init__(self, *, store=None, stub=None, spec=None, backend=None, clock=None, home="", cache=None, **config):
         options = {"backend": "stub", "n_ctx": 512, "n_cells": 1024, "stream_interval_ms": 0.0, **config}
         if options["backend"] == "stub":
-            options["stub"] = StubConfig(**(stub or {}))
+            options["stub"] = stub or {}
         self.clock = clock or Clock()
         self.spec = spec or ModelSpec(
-            model_id="m", load_id="1", config=ModelConfig(**options), home=str(home), cache=cache or {}
+            model_id="m", load_id="1", config=msgspec.convert(options, ModelConfig), home=str(home), cache=cache or {}
         )
         self.log = io.StringIO()
         self.mailbox = Mailbox(lambda: None)
@@ -151,7 +152,3 @@ class Harness:
 
     def drift(self):
         return self.core.pool.drift()
-
-
-def repo_file(*parts):
-    return Path(__file__).parents[2].joinpath(*parts)

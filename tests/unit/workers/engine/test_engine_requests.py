@@ -25,7 +25,7 @@ def test_an_answer_is_reported_in_order_and_ends_once():
     ref = harness.submit("hello", max_tokens=10)
     end = harness.finish(ref)
     assert isinstance(end, Finished) and end.finish_reason == "length"
-    assert [type(one) for one in harness.reports if getattr(one, "ref", None) == ref][0] is Admitted
+    assert next(type(one) for one in harness.reports if getattr(one, "ref", None) == ref) is Admitted
     assert tuple(harness.ids(ref)) == end.generated and len(end.generated) == 10
     assert end.stats.prompt_tokens == 5 and end.stats.generated_tokens == 10 and end.finish_len == 14
     assert harness.drift() == []
@@ -166,7 +166,9 @@ def test_logprobs_come_one_per_token():
     harness.finish(ref)
     rows = [one for report in harness.of(ref, Generated) for one in report.logprobs]
     assert len(rows) == 4 and all(len(row.top) == 3 and row.logprob <= 0 for row in rows)
-    assert all(row.top[0][0] == token for row, token in zip(rows, harness.ids(ref), strict=True)), "greedy is the likeliest"
+    assert all(row.top[0][0] == token for row, token in zip(rows, harness.ids(ref), strict=True)), (
+        "greedy is the likeliest"
+    )
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SEEDED], ids=["greedy", "sampled"])
@@ -209,7 +211,9 @@ def test_held_tokens_leave_before_a_step_with_prefill_rows():
     decode = harness.core.backend.decode
 
     def spy(rows):
-        seen.append(len(harness.ids(ref)) + sum(len(r.ids) for r in harness.mailbox.reports() if isinstance(r, Generated)))
+        seen.append(
+            len(harness.ids(ref)) + sum(len(r.ids) for r in harness.mailbox.reports() if isinstance(r, Generated))
+        )
         return decode(rows)
 
     harness.core.backend.decode = spy
