@@ -100,7 +100,7 @@ class Calls:
 
     def _embed(self, call: EngineCall) -> None:
         limit = self._core.backend.limits.max_embed_tokens
-        texts = [unpack_tokens(text) if isinstance(text, bytes) else list(text) for text in call.body.inputs]
+        texts = [unpack_tokens(text) for text in call.body.inputs]
         for text in texts:
             if not 0 < len(text) <= limit:
                 raise InvalidRequest(
