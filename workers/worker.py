@@ -184,7 +184,7 @@ class Worker:
         )
 
     def _make_chat(self, model: LoadedModel) -> Chat:
-        return make_chat(model, self._paths.spec_file(self._spec.model_id).with_suffix(".replies"))
+        return make_chat(model, self._paths.home / "replies" / f"{self._spec.model_id}.bin")
 
 
 def _write_note(path: Path, spec: ModelSpec, error: ErllamaError) -> None:
