@@ -3,9 +3,9 @@
 Two implementations stand behind it, `llama/` (llama.cpp through ctypes) and `stub/` (deterministic, no GGUF), held to
 one contract suite, `tests/contracts/test_backend_contract.py`.
 
-Threads. A backend is opened, used and closed by one thread, the engine. Three things may be called from any thread:
-every method of `Backend.vocabulary`, `Backend.abort`, and reading `Backend.info` and `Backend.limits`, which never
-change.
+Threads. A backend is opened, used and closed by one thread, the engine. These may be called from any thread: every
+method of `Backend.vocabulary`, `Backend.abort`, `Backend.check_sampling`, and reading `Backend.info`,
+`Backend.limits` and `Backend.kv_shape`, which never change.
 
 Sequences. Ids are `[0, limits.num_seqs)`. A sequence is the KV of tokens `[0, length)`, always gapless from position 0;
 `length` 0 is an empty sequence. There are more ids than requests run at once (`limits.num_slots`), so that finished
@@ -163,6 +163,17 @@ class Backend(Protocol):
 
     def logits(self, row: int) -> Logits:
         """Logits of output row `row` of the last decode, shape (n_vocab,): a view, valid until the next `decode`."""
+        ...
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        """Do ahead what `make_sampler` would check, and remember the outcome. From any thread.
+
+        A grammar or schema that has not been seen costs milliseconds, at worst half a second: better here than in a
+        tick.
+
+        Raises:
+            InvalidRequest: as `make_sampler`.
+        """
         ...
 
     def make_sampler(self, params: SamplingParams, seed: int) -> Sampler:

@@ -4,7 +4,7 @@ llama.cpp ends the process on some of these mistakes and silently computes nonse
 duplicate), so every decode passes here first. The checks are vectorised: about 20 µs whatever the number of rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -83,3 +83,13 @@ def check_embed_texts(texts: Sequence[Sequence[int]], limits: ContextLimits, n_v
                 field="tokens",
             )
         check_ids(ids, n_vocab)
+
+
+def check_bias(bias: Mapping[str, float], n_vocab: int) -> None:
+    """Raise InvalidRequest, naming `logit_bias`, unless every biased token exists."""
+    for token in bias:
+        if int(token) >= n_vocab:
+            raise InvalidRequest(
+                f"logit_bias: token id {token} is out of range, this model has ids 0 to {n_vocab - 1}",
+                field="logit_bias",
+            )

@@ -14,14 +14,14 @@ from erllama_host.errors import ModelLoadFailed, NotSupported
 from erllama_host.kv.keys import ContextShape
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Progress
-from workers.backend.checks import check_embed_texts, check_piece, check_rows
+from workers.backend.checks import check_bias, check_embed_texts, check_piece, check_rows
 from workers.backend.limits import resolve_limits
 from workers.backend.llama.adapters import Adapters, AdapterSet, normalized
 from workers.backend.llama.context import Context
 from workers.backend.llama.embedding import MAX_TEXTS, Embedder
 from workers.backend.llama.facts import read_facts, read_kv_shape, read_metadata
 from workers.backend.llama.footprint import FootprintLog, bytes_per_cell
-from workers.backend.llama.grammar import Grammars
+from workers.backend.llama.grammar import Grammars, PreparedGrammars, source_of
 from workers.backend.llama.library import AbortFlag, lib
 from workers.backend.llama.loading import check_memory, context_params, embedding_params, load_model, make_context
 from workers.backend.llama.pieces import Pieces
@@ -82,7 +82,8 @@ class LlamaBackend:
         )
         self._plan = SeqPlan(self.limits.num_seqs, second_owners)
         self._abort = AbortFlag()
-        self._grammars = Grammars(self.vocabulary.native)
+        self._prepared = PreparedGrammars()
+        self._grammars = Grammars(self.vocabulary.native, self._prepared)
         self._adapters = Adapters(model)
         self._attached: AdapterSet = ()
         self._mode = KvMode.UNCACHED
@@ -132,6 +133,12 @@ class LlamaBackend:
 
     def logits(self, row: int) -> Logits:
         return self._ready_context().logits(row)
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        check_bias(params.logit_bias, self.info.n_vocab)
+        source = source_of(params)
+        if source is not None:
+            self._prepared.prepare(source)
 
     def make_sampler(self, params: SamplingParams, seed: int) -> LlamaSampler:
         grammar = self._grammars.make(params)

@@ -1,12 +1,14 @@
 """Grammars: GBNF and JSON schemas, bounded before llama.cpp sees them, compiled once and cloned per request.
 
-llama.cpp parses by recursion and expands repetitions, and it runs in the worker: a hostile grammar could exhaust
-stack or memory and take the model down. So nesting, size and repetitions are bounded here; within the bounds the
-worst grammar that was found compiles in well under a second (tests/models/test_backend_sampling.py has it).
+llama.cpp has no bounds of its own and runs in the worker, so a hostile grammar could take the model down. Grammars are
+parsed and followed within a budget before llama.cpp sees them (`gbnf_check.py`), which is also where good messages
+come from. That costs milliseconds to half a second, so it may be done ahead, by any thread (`prepare`), and its
+outcome is remembered.
 """
 
 import json
 import re
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -14,82 +16,103 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from erllama_host.errors import InvalidRequest
 from erllama_host.protocol.inference import SamplingParams
+from workers.backend.gbnf import GbnfError
+from workers.backend.gbnf_check import check_gbnf
 from workers.backend.llama.library import lib
 
 MAX_GRAMMAR_CHARS = 64 << 10
-MAX_NESTING = 64
-MAX_REPEATS = 10_000
-"""Sum of the counts of all `{n}` and `{n,m}` of a grammar."""
+MAX_SCHEMA_NESTING = 64
 MAX_SCHEMA_REPEAT = 1_000
 """Bound of each minItems, maxLength and the like."""
 MAX_CACHED = 32
 
-# Text that is no structure: strings, character classes, comments.
-_OPAQUE = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
-_REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
 _COUNT_KEYS = frozenset(("minItems", "maxItems", "minLength", "maxLength"))
+_REPEAT = re.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
+
+_Source = tuple[str, str]
+"""Field (`grammar` or `json_schema`) and its text."""
+
+
+def source_of(params: SamplingParams) -> _Source | None:
+    """The grammar that `params` ask for, if any."""
+    if params.json_schema:
+        return "json_schema", params.json_schema
+    return ("grammar", params.grammar) if params.grammar else None
+
+
+class PreparedGrammars:
+    """Checked grammar texts, the least recently used leaving first. Thread-safe: the lock guards the table."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._texts: OrderedDict[_Source, str] = OrderedDict()
+
+    def prepare(self, source: _Source) -> str:
+        """The GBNF of `source`, checked.
+
+        Raises:
+            InvalidRequest: it does not parse, or is out of bounds; names the field.
+        """
+        with self._lock:
+            known = self._texts.get(source)
+        if known is None:
+            known = _checked_gbnf(*source)
+        with self._lock:
+            self._texts[source] = known
+            self._texts.move_to_end(source)
+            if len(self._texts) > MAX_CACHED:
+                self._texts.popitem(last=False)
+        return known
+
+
+def _checked_gbnf(field: str, text: str) -> str:
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequest(f"{field} is larger than {MAX_GRAMMAR_CHARS} characters", field=field)
+    if "\0" in text:
+        raise InvalidRequest(f"{field} contains a NUL character", field=field)
+    grammar = schema_to_gbnf(text) if field == "json_schema" else text
+    try:
+        check_gbnf(grammar)
+    except GbnfError as error:
+        raise InvalidRequest(f"{field} cannot be used: {error}", field=field) from error
+    return grammar
 
 
 class Grammars:
     """Compiled grammars of one model's vocabulary, the least recently used leaving first. Engine thread only."""
 
-    def __init__(self, vocab: Any) -> None:
+    def __init__(self, vocab: Any, prepared: PreparedGrammars) -> None:
         self._vocab = vocab
-        self._compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._prepared = prepared
+        self._compiled: OrderedDict[_Source, Any] = OrderedDict()
 
     def make(self, params: SamplingParams) -> Any | None:
         """A grammar sampler of its own state for `params`, or None where they name no grammar.
 
         Raises:
-            InvalidRequest: it does not parse, or is out of bounds; names the field.
+            InvalidRequest: as `PreparedGrammars.prepare`, or this vocabulary lacks a token the grammar names.
         """
-        field, text = ("json_schema", params.json_schema) if params.json_schema else ("grammar", params.grammar)
-        if not text:
+        source = source_of(params)
+        if source is None:
             return None
-        key = (field, text)
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(schema_to_gbnf(text) if field == "json_schema" else text, field)
+        if source not in self._compiled:
+            self._compiled[source] = self._compile(source)
             if len(self._compiled) > MAX_CACHED:
-                _, oldest = self._compiled.popitem(last=False)
-                lib.llama_sampler_free(oldest)
-        self._compiled.move_to_end(key)
-        return lib.llama_sampler_clone(self._compiled[key])
+                lib.llama_sampler_free(self._compiled.popitem(last=False)[1])
+        self._compiled.move_to_end(source)
+        return lib.llama_sampler_clone(self._compiled[source])
 
     def close(self) -> None:
         while self._compiled:
             lib.llama_sampler_free(self._compiled.popitem()[1])
 
-    def _compile(self, text: str, field: str) -> Any:
-        check_gbnf(text, field)
-        native = lib.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
+    def _compile(self, source: _Source) -> Any:
+        text = self._prepared.prepare(source)
+        native = lib.llama_sampler_init_grammar(self._vocab, text.encode(errors="replace"), b"root")
         if not native:
-            raise InvalidRequest(
-                f"{field} does not parse as a grammar with a rule `root` (where exactly is in the model's log)",
-                field=field,
-            )
+            field = source[0]
+            raise InvalidRequest(f"llama.cpp cannot use this {field}; the model's log says why", field=field)
         return native
-
-
-def check_gbnf(text: str, field: str) -> None:
-    """Bound what compiling `text` can cost. Pure.
-
-    Raises:
-        InvalidRequest: names `field` and the bound.
-    """
-    if "\0" in text:
-        raise InvalidRequest(f"{field} contains a NUL character", field=field)
-    if len(text) > MAX_GRAMMAR_CHARS:
-        raise InvalidRequest(f"{field} is larger than {MAX_GRAMMAR_CHARS} characters", field=field)
-    structure = _OPAQUE.sub(" ", text)
-    depth = deepest = 0
-    for character in structure:
-        depth += (character == "(") - (character == ")")
-        deepest = max(deepest, depth)
-    if deepest > MAX_NESTING:
-        raise InvalidRequest(f"{field} nests deeper than {MAX_NESTING} groups", field=field)
-    repeats = sum(max(int(low), int(high or 0)) for low, high in _REPEAT.findall(structure))
-    if repeats > MAX_REPEATS:
-        raise InvalidRequest(f"{field} repeats more than {MAX_REPEATS} times in all", field=field)
 
 
 def schema_to_gbnf(text: str) -> str:
@@ -111,8 +134,8 @@ def schema_to_gbnf(text: str) -> str:
 
 
 def _check_schema(node: Any, depth: int) -> None:
-    if depth > MAX_NESTING:
-        raise InvalidRequest(f"json_schema nests deeper than {MAX_NESTING}", field="json_schema")
+    if depth > MAX_SCHEMA_NESTING:
+        raise InvalidRequest(f"json_schema nests deeper than {MAX_SCHEMA_NESTING}", field="json_schema")
     if isinstance(node, list):
         for item in node:
             _check_schema(item, depth + 1)

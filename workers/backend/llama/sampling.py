@@ -13,6 +13,7 @@ import numpy as np
 
 from erllama_host.errors import InvalidRequest
 from erllama_host.protocol.inference import SamplingParams
+from workers.backend.checks import check_bias
 from workers.backend.llama.context import Context
 from workers.backend.llama.library import lib
 from workers.backend.values import Logits
@@ -194,12 +195,8 @@ def _parts(params: SamplingParams, seed: int, n_vocab: int, n_ctx: int, biases: 
 
 
 def _biases(bias: dict[str, float], n_vocab: int) -> Any:
+    check_bias(bias, n_vocab)
     rows = (lib.llama_logit_bias * len(bias))()
-    for row, (text, value) in zip(rows, bias.items(), strict=True):
-        row.token, row.bias = int(text), value
-        if row.token >= n_vocab:
-            raise InvalidRequest(
-                f"logit_bias: token id {text} is out of range, this model has ids 0 to {n_vocab - 1}",
-                field="logit_bias",
-            )
+    for row, (token, value) in zip(rows, bias.items(), strict=True):
+        row.token, row.bias = int(token), value
     return rows

@@ -18,7 +18,7 @@ from workers.backend.self_check import run_self_check
 from workers.backend.stub.brain import Brain, Digest
 from workers.backend.stub.memory import CELL, StubMemory
 from workers.backend.stub.mishaps import Mishaps
-from workers.backend.stub.sampling import StubSampler
+from workers.backend.stub.sampling import StubSampler, check_sampling
 from workers.backend.stub.vocabulary import (
     BOS,
     CHAT_TEMPLATE,
@@ -122,6 +122,9 @@ class StubBackend:
     def logits(self, row: int) -> Logits:
         assert row in self._outputs, f"row {row} of the last decode has no logits"
         return self._brain.logits(self._outputs[row])
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        check_sampling(params)
 
     def make_sampler(self, params: SamplingParams, seed: int) -> StubSampler:
         return StubSampler(params, seed, self.logits, self._mishaps.count_sample)

@@ -109,8 +109,10 @@ class StubMemory:
     # ------------------------------------------------------
 
     def piece_size(self, seq: int, start: int, end: int, kind: PieceKind) -> int:
-        if end > self.length(seq) or not self.is_usable(seq) or (
-            kind is PieceKind.SNAPSHOT and (end != self.length(seq) or not self._has_recurrent)
+        if (
+            end > self.length(seq)
+            or not self.is_usable(seq)
+            or (kind is PieceKind.SNAPSHOT and (end != self.length(seq) or not self._has_recurrent))
         ):
             return 0
         return self._size(end - start, kind)

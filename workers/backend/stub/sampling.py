@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from erllama_host.errors import InvalidRequest, NotSupported
+from erllama_host.errors import NotSupported
 from erllama_host.protocol.inference import SamplingParams
+from workers.backend.checks import check_bias
 from workers.backend.stub.vocabulary import VOCAB_SIZE
 from workers.backend.values import Logits
 
@@ -26,9 +27,7 @@ class StubSampler:
         Raises:
             InvalidRequest: a biased token is out of range. NotSupported: grammar or json_schema is asked for.
         """
-        for name in ("grammar", "json_schema"):
-            if getattr(params, name) is not None:
-                raise NotSupported(f"the stub backend cannot follow a {name}", field=name)
+        check_sampling(params)
         self._params = params
         self._bias = _bias_row(params.logit_bias)
         self._random = np.random.Generator(np.random.PCG64(seed if params.seed is None else params.seed))
@@ -90,6 +89,18 @@ class StubSampler:
         return int(order[min(int(np.searchsorted(cumulated, self._draw(), side="right")), len(order) - 1)])
 
 
+def check_sampling(params: SamplingParams) -> None:
+    """See `Backend.check_sampling`.
+
+    Raises:
+        NotSupported: a grammar is asked for, which the stub does not know.
+    """
+    check_bias(params.logit_bias, VOCAB_SIZE)
+    for name in ("grammar", "json_schema"):
+        if getattr(params, name) is not None:
+            raise NotSupported(f"the stub backend cannot follow a {name}", field=name)
+
+
 def _softmax(logits: Logits) -> Logits:
     weights: Logits = np.exp(logits - logits.max())
     chances: Logits = weights / weights.sum()
@@ -109,8 +120,5 @@ def _typical(order: np.ndarray, chances: Logits, typical_p: float) -> tuple[np.n
 def _bias_row(bias: dict[str, float]) -> Logits:
     row = np.zeros(VOCAB_SIZE, np.float32)
     for text, value in bias.items():
-        token = int(text)
-        if token >= VOCAB_SIZE:
-            raise InvalidRequest(f"logit_bias: token id {token} is out of range", field="logit_bias")
-        row[token] = value
+        row[int(text)] = value
     return row
