@@ -8,7 +8,7 @@ import typer
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.exits import Exit
 from erllama_host.cli.options import JsonFlag, OptionalModelName, flag
-from erllama_host.cli.output import note, print_json, print_table
+from erllama_host.cli.output import note, print_json, print_table, print_tables
 from erllama_host.errors import InvalidRequest
 
 RowKey = Annotated[str, typer.Argument(metavar="KEY", help="Key of a row, hex, as in finish_key.", show_default=False)]
@@ -53,8 +53,7 @@ def stats(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(result)
         return
-    for table in stats_tables(result):
-        print_table(table)
+    print_tables(*stats_tables(result))
 
 
 def gc(ctx: typer.Context, as_json: JsonFlag = False) -> None:

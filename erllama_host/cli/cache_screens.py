@@ -116,7 +116,7 @@ def outcome_table(result: Mapping[str, Any]) -> Table:
 def number_text(name: str, value: float) -> str:
     """A number by its name: bytes as bytes."""
     if name.endswith("bytes"):
-        return bytes_text(value)
+        return bytes_text(value) if value else "0 B"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
 
 

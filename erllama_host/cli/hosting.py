@@ -8,7 +8,7 @@ import typer
 from erllama_host.cli.connection import config_of, open_client, paths_of
 from erllama_host.cli.exits import Exit
 from erllama_host.cli.options import ConfigFile, JsonFlag, flag
-from erllama_host.cli.output import note, print_json, print_table
+from erllama_host.cli.output import note, print_json, print_tables
 from erllama_host.cli.words import bytes_text, duration_text, plural
 
 if TYPE_CHECKING:
@@ -136,9 +136,7 @@ def status(ctx: typer.Context, as_json: JsonFlag = False) -> None:
         return
     for line in _headlines(found):
         print(line)
-    print()
-    print_table(processes_table(found.processes))
-    print_table(models_table(found.models))
+    print_tables(processes_table(found.processes), models_table(found.models))
 
 
 def _headlines(status: "HostStatus") -> list[str]:
@@ -155,11 +153,11 @@ def _headlines(status: "HostStatus") -> list[str]:
     if hello.components:
         lines.append("  ".join(f"{name} {version}" for name, version in sorted(hello.components.items())))
     if status.memory:
-        lines.append(
-            "memory: " + ", ".join(f"{name} {_memory_text(name, value)}" for name, value in status.memory.items())
-        )
+        lines.append("memory: " + ", ".join(_memory_text(name, value) for name, value in status.memory.items()))
     return lines
 
 
 def _memory_text(name: str, value: float) -> str:
-    return bytes_text(value) if name.endswith("bytes") else f"{value:.0%}" if 0 < value <= 1 else f"{value:g}"
+    """`ram_used_bytes` 1e9 → `ram used 954 MiB`."""
+    label = name.removesuffix("_bytes").replace("_", " ")
+    return f"{label} {bytes_text(value) if name.endswith('_bytes') else f'{value:g}'}"

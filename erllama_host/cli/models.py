@@ -8,6 +8,7 @@ import typer
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.options import JsonFlag, LoadOptions, ModelName, flag
 from erllama_host.cli.output import note, print_json, print_table
+from erllama_host.errors import InvalidRequest
 
 
 def ps(
@@ -42,7 +43,10 @@ def ps(
 
 def load(
     ctx: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The GGUF file.", show_default=False)],
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="PATH", help="The GGUF file; none for `-o backend=stub`.", show_default=False),
+    ] = None,
     model_id: Annotated[
         str | None, typer.Option("--id", help="Name of the model; made up when absent.", show_default=False)
     ] = None,
@@ -60,8 +64,10 @@ def load(
     from erllama_host.cli.progress import load_bar
 
     config = parse_options(options or [])
-    with open_client(ctx) as host, load_bar(path.name) as on_progress:
-        model = host.load_model(str(path.absolute()), model_id=model_id, on_progress=on_progress, **config)
+    if path is None and config.get("backend") != "stub":
+        raise InvalidRequest("PATH is missing: name the GGUF file to load", field="path")
+    with open_client(ctx) as host, load_bar(path.name if path else "stub") as on_progress:
+        model = host.load_model(path or "", model_id=model_id, on_progress=on_progress, **config)
         info = model.info()
     if as_json:
         print_json(info)

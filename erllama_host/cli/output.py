@@ -87,6 +87,13 @@ def print_table(table: Table, target: "Console | None" = None) -> None:
     screen.print(rich_table(table, screen.width))
 
 
+def print_tables(*tables: Table) -> None:
+    """Several tables, with a blank line before each, so that piped ones can be told apart, too."""
+    for table in tables:
+        print()
+        print_table(table)
+
+
 def print_lines(table: Table, stream: TextIO | None = None) -> None:
     """Tab-separated lines; a tab or line break inside a cell becomes a space."""
     out = stream or sys.stdout

@@ -62,15 +62,15 @@ def render(status: HostStatus, width: int, trouble: str = "") -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[object] = [Text(headline(status), style="bold", overflow="ellipsis", no_wrap=True)]
+    parts: list[object] = [Text(headline(status) + "\n", style="bold")]
     table = models_table(status.models)
-    parts.append(rich_table(table, width) if table.rows else Text("\n" + table.empty, style="dim"))
+    parts.append(rich_table(table, width) if table.rows else Text(table.empty, style="dim"))
     for model in status.models:
         if model.status == "failed":
             parts.append(Text(f"{model.model_id}: {model.last_failure or 'failed'}", style="red"))
     if trouble:
         parts.append(Text(trouble, style="bold red"))
-    parts.append(Text("Ctrl-C leaves", style="dim"))
+    parts.append(Text("\nCtrl-C leaves", style="dim"))
     return Group(*parts)  # type: ignore[arg-type]
 
 

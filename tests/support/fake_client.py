@@ -163,9 +163,9 @@ class FakeClient:
     ) -> FakeModel:
         self._check()
         name = model_id or "erllama_model_1"
-        self.asked.append(("load_model", path, model_id, config))
+        self.asked.append(("load_model", str(path), model_id, config))
         on_progress(LoadProgress(model_id=name, phase="loading", fraction=0.5, loaded_bytes=50, total_bytes=100))
-        self.infos[name] = ModelInfo(model_id=name, status="idle", pid=100, path=path, has_chat_template=True)
+        self.infos[name] = ModelInfo(model_id=name, status="idle", pid=100, path=str(path), has_chat_template=True)
         return self.model(name)
 
     def unload(self, model_id: str) -> None:
