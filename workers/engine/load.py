@@ -27,6 +27,9 @@ OpenBackend = Callable[[ModelConfig, Progress], Backend]
 MakeStore = Callable[[bytes, Callable[[], None]], KvStore | None]
 """(namespace, wake) → the cache client of this model; None where it runs without a cache."""
 
+REGISTRATION_WAIT_S = 0.5
+REGISTRATION_POLL_S = 0.002
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -57,10 +60,11 @@ def load(
     backend = open_backend(config, on_progress)
     quant = config.quant_type or backend.info.quantization
     namespace = Namespace(fingerprint, quant, context_hash(config.ctx_params_hash, backend.kv_shape))
-    on_progress(1.0, "self_check")
-    verdict = check(backend, namespace, home)
     pool, counters = Pool(backend), new_counters()
     store = make_store(namespace.root, mailbox.wake)
+    on_progress(1.0, "self_check")
+    verdict = check(backend, namespace, home)
+    await_registration(store)
     cache = msgspec.convert(spec.cache, CacheConfig) if spec.cache else CacheConfig()
     core = Core(
         config=config,
@@ -81,6 +85,16 @@ def load(
     ready = Ready(backend, backend.info, fingerprint.hex(), namespace.root, backend.kv_mode, verdict.reason, load_ms)
     log.info("model_loaded", load_ms=round(load_ms), kv_mode=backend.kv_mode.value, kv_reason=verdict.reason)
     return core, ready
+
+
+def await_registration(store: KvStore | None) -> None:
+    """Wait, within bounds, until the cache daemon knows this worker: else the first request of every life would be cold.
+
+    The connection was begun before the self-check, so there is mostly nothing to wait for.
+    """
+    deadline = time.monotonic() + REGISTRATION_WAIT_S
+    while store is not None and not store.connected and time.monotonic() < deadline:
+        time.sleep(REGISTRATION_POLL_S)
 
 
 def check(backend: Backend, namespace: Namespace, home: Path | None) -> SelfCheck:
