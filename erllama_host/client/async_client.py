@@ -1,6 +1,7 @@
 """The asyncio client of a host."""
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -141,8 +142,8 @@ class AsyncClient:
     async def cancel(self, ref: str) -> None:
         """See `Client.cancel`."""
         model_id = model_of(ref)
-        if model_id is not None:
-            self._connected().cancel_foreign(model_id, ref)
+        if model_id is not None and self._connection is not None:
+            self._connection.cancel_any(model_id, ref)
 
     # ---- the cache -----------------------------------------------------------------------------------------------
 
@@ -180,10 +181,11 @@ class AsyncClient:
     # ---- how it is done; for AsyncModel --------------------------------------------------------------------------
 
     def _connected(self) -> Connection:
+        if self._closed:
+            raise RuntimeError("this AsyncClient is closed")
         if self._connection is None:
-            if self._closed:
-                raise RuntimeError("this AsyncClient is closed")
             self._connection = open_connection(self._options)
+            weakref.finalize(self, _close_later, self._connection)
         elif self._connection.loop is not asyncio.get_running_loop():
             raise RuntimeError("this AsyncClient belongs to another event loop; make one per loop")
         return self._connection
@@ -214,7 +216,15 @@ class AsyncClient:
         ref = new_ref(model_id)
         mailbox = AsyncMailbox()
         connection.stream(ref, model_id, request, self._options.stream_limits(request.max_resumes), mailbox)
-        return AsyncStream(ref, connection, mailbox)
+        return AsyncStream(ref, self, connection, mailbox)
+
+
+def _close_later(connection: Connection) -> None:
+    """The client was dropped without being closed; the garbage collector may run on any thread."""
+    try:
+        connection.loop.call_soon_threadsafe(connection.close)
+    except RuntimeError:  # the loop is closed, so nothing of it runs: whoever is here may close the sockets
+        connection.close()
 
 
 def _future(

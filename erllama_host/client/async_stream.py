@@ -11,6 +11,7 @@ from erllama_host.client.results import Completion, Piece, StreamEnd, StreamStat
 from erllama_host.errors import ErllamaError
 
 if TYPE_CHECKING:
+    from erllama_host.client.async_client import AsyncClient
     from erllama_host.client.connection import Connection
 
 
@@ -67,9 +68,10 @@ class AsyncStream:
     goes on. At the end `stats` is there; an error of the host is raised.
     """
 
-    def __init__(self, ref: str, connection: "Connection", mailbox: AsyncMailbox) -> None:
+    def __init__(self, ref: str, client: "AsyncClient", connection: "Connection", mailbox: AsyncMailbox) -> None:
         self.ref = ref
         """Identifies the request, for `cancel(ref)`."""
+        self._client = client  # kept: a client that is dropped closes
         self._connection = connection
         self._mailbox = mailbox
         self._transcript = Transcript()

@@ -189,8 +189,8 @@ class Client:
     def cancel(self, ref: str) -> None:
         """Ask for the end of a stream of this client. Fire and forget, idempotent; an unknown ref is fine."""
         model_id = model_of(ref)
-        if model_id is not None:
-            self._post(self._connected().cancel_foreign, model_id, ref)
+        if model_id is not None and self._thread is not None and self._connection is not None:
+            self._thread.post(self._connection.cancel_any, model_id, ref)
 
     # ---- the cache -----------------------------------------------------------------------------------------------
 

@@ -139,8 +139,8 @@ class Connection:
             now = self._loop.time()
             self._perform(exchange, exchange.state.cancel(now), now)
 
-    def cancel_foreign(self, model: str, ref: str) -> None:
-        """Cancel a stream by its ref alone, wherever it was opened; fire and forget."""
+    def cancel_any(self, model: str, ref: str) -> None:
+        """Cancel a stream by its ref alone, also one that is over or was abandoned here; fire and forget."""
         if ref in self._open:
             self.cancel(ref)
         else:
@@ -155,10 +155,10 @@ class Connection:
         self._forget(ref)
 
     def close(self) -> None:
-        """Cancel every stream, fail what is open, let go of the link. Idempotent."""
+        """Cancel every stream, fail what is open, let go of the link. Idempotent. After the loop's own end: the link only."""
         if self.closed:
             return
-        for ref, exchange in list(self._open.items()):
+        for ref, exchange in [] if self._loop.is_closed() else list(self._open.items()):
             self.cancel(ref)
             if ref in self._open:
                 self._forget(ref)
