@@ -19,7 +19,7 @@ from rich.table import Table
 
 from erllama_host import Client, ErllamaError
 from erllama_host.client import Completion, Model
-from erllama_host.config import Paths, find_paths
+from erllama_host.config import Config, Paths, find_paths
 from erllama_host.supervisor import start_host, stop_host
 from examples.smollm2 import smollm2_path
 
@@ -50,7 +50,7 @@ def long_prompt(model: Model) -> list[int]:
 def ask(model: Model, prompt: list[int], name: str) -> Row:
     """Complete `prompt` greedily; the time to first token is what the client saw."""
     completion = model.complete(prompt, max_tokens=MAX_TOKENS)
-    return Row(name, completion, completion.ttft_ms)
+    return Row(name, completion, completion.stats.client_ttft_ms)
 
 
 def kill_worker(model: Model, console: Console) -> None:
@@ -93,7 +93,7 @@ def run(paths: Paths, console: Console) -> list[Row]:
     """The four questions, on a host of our own."""
     path = smollm2_path()
     console.print(f"Model: {path.name}, {path.stat().st_size / 1e6:.0f} MB. Prompt: {PROMPT_TOKENS} tokens.")
-    start_host(paths)
+    start_host(paths, Config(), detach=True)
     try:
         with Client(paths.endpoint) as client:
             model = load(client, path, console)
@@ -103,7 +103,7 @@ def run(paths: Paths, console: Console) -> list[Row]:
             rows.append(ask(model, prompt, "warm, after kill -9 of the worker"))
         console.print("  stopping the whole host and starting it again …")
         stop_host(paths)
-        start_host(paths)
+        start_host(paths, Config(), detach=True)
         with Client(paths.endpoint) as client:
             rows.append(ask(client.model("tiny"), prompt, "warm, after a restart of the host"))
             return rows

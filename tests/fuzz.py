@@ -15,7 +15,7 @@ import msgpack
 import zmq
 
 from erllama_host import Client
-from erllama_host.config import find_paths
+from erllama_host.config import Config, find_paths
 from erllama_host.supervisor import start_host, stop_host
 from tests.support.wire_cases import CaseMaker
 
@@ -81,7 +81,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="erl-", dir="/tmp") as directory:
         paths = find_paths({"ERLLAMA_HOME": f"{directory}/h", "ERLLAMA_RUN": f"{directory}/r"})
-        start_host(paths)
+        start_host(paths, Config(), detach=True)
         try:
             outcome = attack(paths.endpoint, options.cases, options.seed)
         finally:
