@@ -1,0 +1,127 @@
+"""The planner, for any requests and limits: no row lost, duplicated, over budget or starved."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.scheduler import (
+    AGING_S,
+    MIN_PREFILL_ROWS,
+    Candidate,
+    Limits,
+    Rates,
+    Rotation,
+    plan_rows,
+    prefill_rows,
+    urgency,
+)
+
+decoding = st.integers(1, 6).map(lambda rows: Candidate(rows, rows, is_prefill=False))
+prefilling = st.tuples(st.integers(1, 300), st.integers(0, 40)).map(
+    lambda pair: Candidate(pair[0], min(pair), is_prefill=True)
+)
+candidates = st.lists(st.one_of(decoding, prefilling), min_size=1, max_size=12)
+limits = st.tuples(st.integers(1, 200), st.integers(1, 48), st.integers(1, 200)).map(
+    lambda triple: Limits(triple[0], min(triple[1], triple[0]), triple[2])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(candidates, limits)
+def test_a_plan_keeps_every_limit_and_serves_in_order(wanted, limit):
+    shares = plan_rows(wanted, limit)
+    assert len({share.index for share in shares}) == len(shares)
+    assert sum(share.num_rows for share in shares) <= limit.max_rows
+    assert sum(share.num_outputs for share in shares) <= limit.max_outputs
+    prefill = [share for share in shares if wanted[share.index].is_prefill]
+    assert sum(share.num_rows for share in prefill) <= limit.prefill_rows
+    for share in shares:
+        one = wanted[share.index]
+        assert 0 < share.num_rows <= one.rows_left
+        # Logits are wanted of exactly those rows that lie in the last `outputs_last`; a decode gives its first row's.
+        if one.is_prefill:
+            assert share.num_outputs == max(0, share.num_rows - (one.rows_left - one.outputs_last))
+        else:
+            assert share.num_outputs == share.num_rows
+    # One prefill is finished before the next is begun.
+    unfinished = [share for share in prefill if share.num_rows < wanted[share.index].rows_left]
+    outputs_left = limit.max_outputs - sum(share.num_outputs for share in shares)
+    assert len(unfinished) <= 1 or outputs_left == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(candidates, limits)
+def test_something_is_always_planned_and_decodes_come_first(wanted, limit):
+    shares = plan_rows(wanted, limit)
+    assert shares
+    num_decoding = sum(not one.is_prefill for one in wanted)
+    served = sum(not wanted[share.index].is_prefill for share in shares)
+    assert served == num_decoding or served >= min(limit.max_rows, limit.max_outputs) // 6
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 30)), min_size=1, max_size=6), limits)
+def test_every_request_is_computed_to_its_end_row_by_row(requests, limit):
+    """A run of plans: each request's prompt rows, then its answer's, all of them once."""
+    left = {index: [prompt, answer] for index, (prompt, answer) in enumerate(requests)}
+    for _ in range(20_000):
+        if not left:
+            break
+        order = list(left)
+        wanted = [
+            Candidate(left[index][0], 1, is_prefill=True) if left[index][0] else Candidate(1, 1, is_prefill=False)
+            for index in order
+        ]
+        for share in plan_rows(wanted, limit):
+            prompt, answer = left[order[share.index]]
+            if prompt:
+                prompt -= share.num_rows
+                answer -= share.num_outputs
+            else:
+                answer -= share.num_rows
+            assert prompt >= 0 and answer >= 0
+            left[order[share.index]] = [prompt, answer]
+        left = {index: rest for index, rest in left.items() if rest != [0, 0]}
+    assert not left
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2048), st.integers(0, 64), st.lists(st.tuples(st.integers(0, 512), st.integers(0, 64),
+       st.floats(0, 100)), max_size=20))  # fmt: skip
+def test_prefill_budgets_are_full_when_nobody_streams_and_never_tiny(max_rows, streams, measured):
+    rates = Rates()
+    for num_prefill, num_decode, seconds in measured:
+        rates.note(num_prefill, num_decode, seconds)
+    rows = prefill_rows(max_rows, streams, rates)
+    assert min(MIN_PREFILL_ROWS, max_rows) <= rows <= max_rows
+    if not streams:
+        assert rows == max_rows
+
+
+def test_the_budget_follows_the_measured_speed():
+    fast, slow = Rates(), Rates()
+    for _ in range(50):
+        fast.note(0, 4, 0.005)
+        fast.note(512, 4, 0.105)
+        slow.note(0, 4, 0.1)
+        slow.note(64, 4, 1.0)
+    assert prefill_rows(4096, 4, fast) > 512 and prefill_rows(4096, 4, slow) == MIN_PREFILL_ROWS
+
+
+@settings(deadline=None)
+@given(st.integers(-100, 100), st.integers(-100, 100), st.floats(0, 1e4), st.floats(0, 1e4))
+def test_whoever_waits_long_enough_becomes_most_urgent(low, high, early, late):
+    wait_s = (abs(high - low) + 2) * AGING_S
+    arrived, newcomer = min(early, late), min(early, late) + wait_s
+    assert urgency(low, arrived, newcomer) < urgency(max(low, high), newcomer, newcomer)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=1, max_size=200), st.integers(1, 8))
+def test_sets_take_turns_and_none_waits_for_long(groups_per_tick, turn):
+    rotation = Rotation(turn)
+    waiting: dict[int, int] = {}
+    for groups in groups_per_tick:
+        chosen = rotation.pick(groups)
+        assert chosen in groups
+        waiting = {group: waiting.get(group, 0) + 1 for group in groups if group != chosen}
+        assert all(ticks <= turn * 5 for ticks in waiting.values())
