@@ -2,6 +2,7 @@
 
     guides/configuration.md     every key of erllama.toml: type, default, meaning       (between two markers)
     guides/operating.md         exit codes, and the JSON of every command               (between two markers each)
+    internals/messages.md       every message kind and body               (between two markers each)
     reference/cli.md            every command with its options
     reference/errors.md         every error code
     reference/client.md         the Python client, from its docstrings
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generators import client_page, command_pages, configuration_table, error_table
+from docs.generators import client_page, command_pages, configuration_table, error_table, message_tables
 
 HERE = Path(__file__).parent
 
@@ -26,6 +27,8 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("guides/configuration.md", "keys", configuration_table.tables),
     ("guides/operating.md", "exit-codes", command_pages.exit_codes),
     ("guides/operating.md", "json", command_pages.json_shapes),
+    ("internals/messages.md", "kinds", message_tables.kinds),
+    ("internals/messages.md", "bodies", message_tables.bodies),
 )
 
 
