@@ -18,6 +18,11 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def _body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of the body: a signature that lists the options of a command is a table, not code."""
+    return (node.end_lineno or node.lineno) - node.body[0].lineno + 1
+
+
 def test_there_is_something_to_check() -> None:
     assert len(SOURCES) > 50
 
@@ -27,13 +32,8 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     lines = text.count("\n")
     assert lines <= MAX_FILE_LINES, f"{_relative(path)} has {lines} lines"
-    long = [
-        f"{node.name} ({node.end_lineno - node.lineno + 1} lines)"
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
-    ]
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [f"{node.name} ({_body_lines(node)} lines)" for node in functions if _body_lines(node) > MAX_FUNCTION_LINES]
     assert not long, f"{_relative(path)}: {long}"
 
 
