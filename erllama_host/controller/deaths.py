@@ -88,9 +88,15 @@ class Deaths:
 def given_up(model: Model, note: ExitNote, end: End) -> ErllamaError:
     """The error of a model whose worker circusd does not start any more."""
     error = ModelFailed if model.stays else ModelLoadFailed
-    last = next((line for line in reversed(model.last_log_lines) if line.strip()), "")
+    last = last_words(model.last_log_lines)
     return error(
         f"model {model.model_id!r} was given up: {end.text}; {note.reason}" + (f"; last words: {last}" if last else ""),
         reason=end.kind,
         last_log_lines=model.last_log_lines,
     )
+
+
+def last_words(lines: list[str]) -> str:
+    """The last line that tells of something wrong: any but our own routine ones."""
+    routine = ('"level": "info"', '"level": "debug"')
+    return next((line for line in reversed(lines) if line.strip() and not any(mark in line for mark in routine)), "")

@@ -64,8 +64,8 @@ class Controller:
         world.circus.start()
         world.cache.start()
         world.workers.start()
-        self._upkeep.start()
         await bring_back(world, self._keeper)
+        self._upkeep.start()  # not before: it removes watchers that no model wants
         self._open_front()
         notes.mark_ready(world.paths.run, "controller", os.getpid())
         world.journal.add("controller_started", pid=os.getpid(), incarnation=world.incarnation)

@@ -1,8 +1,8 @@
 """circus hooks of every watcher; circus.ini and the controller's `add` name them. Runs inside circusd, on its one loop.
 
     before_start   the first one installs the mends (mend.py); an operator's start forgets earlier failures
-    before_spawn   refuses a process that has been given up
-    after_spawn    sets the limits of the process
+    before_spawn   finds ends that circus has not reported; refuses a process that has been given up
+    after_spawn    remembers the process, sets its limits
     before_reap    takes the last words of a process; ends one that circus would otherwise wait for in a busy loop, for ever
     after_reap     writes the exit note, decides about the next life (intensity.py)
     after_stop     when circusd itself ends in order: removes what only circusd's end may remove
@@ -40,6 +40,7 @@ class Supervision:
         self.histories: dict[str, History] = defaultdict(History)
         self.not_before: dict[str, float] = {}
         self.given_up: set[str] = set()
+        self.running: dict[str, int] = {}
         self.reaper = mend.Reaper(arbiter, self.may_spawn)
         self._beat = BeatWatch(
             self.run / notes.BEAT_FILE, float(os.environ["ERLLAMA_HEARTBEAT_TIMEOUT_S"]), time.monotonic()
@@ -66,8 +67,18 @@ class Supervision:
         self.given_up.discard(name)
         notes.forget_exits(self.run, name)
 
+    def find_lost_end(self, watcher: Any) -> None:
+        """A new process is wanted although the end of the last one was never reported: circus drops a process silently
+        that it finds dead while it looks whether to spawn. Report it now, with what the kernel still knows."""
+        pid = self.running.get(watcher.name)
+        if pid is not None:
+            mend.log.warning("%s: the end of %d was not reported", watcher.name, pid)
+            self.ended(watcher, pid, mend.exit_code_of(pid))
+
     def ended(self, watcher: Any, pid: int, exit_code: int) -> None:
         """Decide about the next life of `watcher` and leave a note."""
+        if self.running.get(watcher.name) == pid:
+            del self.running[watcher.name]
         asked = watcher.is_stopping() or watcher.is_stopped() or self.arbiter._stopping
         ready = notes.was_ready(self.run, watcher.name, pid)
         note = notes.ExitNote(pid=pid, at=time.time(), exit_code=exit_code, ready=ready, asked=True, respawn=False)
@@ -124,11 +135,13 @@ def before_start(watcher: Any, arbiter: Any, hook_name: str, **kwargs: Any) -> b
 
 def before_spawn(watcher: Any, arbiter: Any, hook_name: str, **kwargs: Any) -> bool:
     """False (which stops the watcher) for one that has been given up."""
+    arbiter.erllama.find_lost_end(watcher)
     return watcher.name not in arbiter.erllama.given_up
 
 
 def after_spawn(watcher: Any, arbiter: Any, hook_name: str, pid: int, **kwargs: Any) -> bool:
-    """Limits of the process; one that cannot be set is logged, and the process runs without it."""
+    """Remember the process and set its limits; one that cannot be set is logged, and the process runs without it."""
+    arbiter.erllama.running[watcher.name] = pid
     try:
         apply_limits(pid, watcher.env or {})
     except OSError as error:

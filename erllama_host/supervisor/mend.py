@@ -171,6 +171,15 @@ def take_last_words(watcher: Any, process: Any) -> None:
     redirector.remove_redirections(process)
 
 
+def exit_code_of(pid: int) -> int:
+    """Exit code of a child nobody has waited for (-N for signal N); SIGKILL, the likeliest, when somebody has."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return -signal.SIGKILL
+    return os.waitstatus_to_exitcode(status) if ended else -signal.SIGKILL
+
+
 def kill_process(process: Any) -> None:
     """SIGKILL a circus process; psutil checks the identity of the pid, so that a reused one is not hit."""
     process._worker.send_signal(signal.SIGKILL)

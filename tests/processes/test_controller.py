@@ -2,8 +2,8 @@
 
 import pytest
 
-from erllama_host.errors import AlreadyLoaded, InvalidRequest, ModelLoadFailed, ModelNotLoaded
-from tests.support.hosts import eventually, running_host
+from erllama_host.errors import AlreadyLoaded, ModelNotLoaded
+from tests.support.hosts import running_host
 
 pytestmark = pytest.mark.process
 
