@@ -28,7 +28,7 @@ from erllama_host.protocol.envelope import (
 from erllama_host.protocol.inference import ErrorBody
 from erllama_host.transport.sockets import dealer, receive, send
 
-HELLO_INTERVAL_S = 0.2
+HELLO_INTERVAL_S = 0.05
 PING_INTERVAL_S = 0.5
 AWAY_AFTER_S = 1.5
 

@@ -11,7 +11,7 @@ from erllama_host.protocol import pack_tokens
 from workers.kv_store import KvStore
 from workers.kv_types import LookupQuery, LookupResult, SegmentSpec
 
-BLOCK = 8
+BLOCK = 16
 SPACE = KeySpace(b"m" * 32, 3, b"c" * 32)
 OTHER_SPACE = KeySpace(b"x" * 32, 3, b"c" * 32)
 
@@ -95,6 +95,13 @@ def save(
 def look_up(store: KvStore, row: Row, timeout_s: float = 10.0, **fields) -> LookupResult:
     """A lookup that is waited for."""
     return store.lookup(row.query(**fields), timeout_s).wait()
+
+
+def hit_len(store: KvStore, row: Row, **fields) -> int:
+    """How much of a row is found; nothing stays leased."""
+    result = look_up(store, row, **fields)
+    store.release(result)
+    return result.hit_len
 
 
 def read(result: LookupResult) -> list[bytes]:
