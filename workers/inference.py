@@ -236,7 +236,7 @@ class Inference:
         except ErllamaError as refusal:
             self._fail(ref, refusal, now)
             return
-        self._running[ref] = _Running(request.chat is not None, limited_by_context(request, submit, n_ctx), arrived_at)
+        self._running[ref] = _Running(request.chat is not None or request.attempt > 0, limited_by_context(request, submit, n_ctx), arrived_at)
         self._carry_out([submit, *self._streams.accept(ref, self._accepted(submit))])
 
     def _accepted(self, submit: Submit) -> Accepted:
