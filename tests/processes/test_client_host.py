@@ -1,0 +1,132 @@
+"""The client library against real hosts with the stub: streams outlive their worker, the controller, the daemon, circusd."""
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from erllama_host import Client
+from erllama_host.errors import ModelFailed, ModelLoadFailed, WorkerDied
+from tests.support.hosts import eventually, running_host
+
+pytestmark = pytest.mark.process
+
+SLOW = {"token_ms": 10.0}
+
+
+@contextmanager
+def served(detach=False, **stub):
+    """A host with one stub model."""
+    with running_host(detach=detach) as host, Client(host.endpoint) as client:
+        yield host, client, client.load_model(model_id="tiny", backend="stub", stub={**SLOW, **stub})
+
+
+def kill(pid):
+    assert pid > 0
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_streams_outlive_the_worker_the_controller_and_the_cache_daemon():
+    with served() as (host, client, model):
+        undisturbed = model.complete("a long prompt " * 30, max_tokens=120)
+        victims = {
+            "worker": lambda: kill(client.models()["tiny"][0]),
+            "controller": lambda: kill(host.pid_of("controller")),
+            "cache": lambda: kill(host.pid_of("cache")),
+        }
+        for name, strike in victims.items():
+            with model.infer("a long prompt " * 30, max_tokens=120) as stream:
+                pieces = [next(stream), next(stream)]
+                strike()
+                pieces += list(stream)
+            assert "".join(p.text for p in pieces) == undisturbed.text, name
+            assert [t for p in pieces for t in p.token_ids] == undisturbed.generated, name
+            assert [p.seq for p in pieces] == sorted(p.seq for p in pieces), name
+            assert stream.stats.generated_tokens == 120
+            if name == "worker":
+                assert stream.stats.resumes == 1
+
+
+def test_queued_requests_outlive_the_worker_too():
+    with served() as (host, client, model):
+        expected = [model.complete(f"prompt {n}", max_tokens=20).text for n in range(12)]
+        streams = [model.infer(f"prompt {n}", max_tokens=20) for n in range(12)]
+        next(streams[0])
+        kill(client.models()["tiny"][0])
+        assert [stream.result().text for stream in streams] == expected
+
+
+def test_everything_comes_back_after_circusd_is_killed():
+    with served(detach=True) as (host, client, model):
+        undisturbed = model.complete("hello", max_tokens=150)
+        with model.infer("hello", max_tokens=150) as stream:
+            next(stream)
+            kill(host.pid_of("circusd"))
+            assert stream.result().text == undisturbed.text
+        assert eventually(lambda: model.status() == "idle", "the model is back")
+
+
+def test_a_request_that_kills_its_worker_ends_as_poison():
+    with served(crash_on_text="poison") as (host, client, model):
+        with pytest.raises(WorkerDied) as caught:
+            model.complete("this is poison", max_tokens=5)
+        assert caught.value.details["poison"] is True
+        assert len(model.complete("this is not", max_tokens=5).generated) == 5
+
+
+def test_max_resumes_0_reports_the_death():
+    with served() as (host, client, model):
+        stream = model.infer("hello", max_tokens=500, max_resumes=0)
+        next(stream)
+        kill(client.models()["tiny"][0])
+        with pytest.raises(WorkerDied):
+            list(stream)
+
+
+def test_unload_ends_streams_with_that_reason():
+    with served() as (host, client, model):
+        with model.infer("hello", max_tokens=2000) as stream:
+            next(stream)
+            unloading = threading.Thread(target=model.unload)
+            unloading.start()
+            list(stream)
+            unloading.join(60)
+        assert (stream.stats.cancelled, stream.stats.cancel_reason) == (True, "unload")
+        assert client.list_models() == []
+
+
+def test_a_failing_load_says_why_and_progress_is_told():
+    with running_host() as host, Client(host.endpoint) as client:
+        with pytest.raises(ModelLoadFailed, match="the stub will not"):
+            client.load_model(model_id="bad", backend="stub", stub={"fail_load": "the stub will not"})
+        seen = []
+        model = client.load_model(
+            backend="stub", stub={"load_ms": 200.0}, on_progress=lambda event: seen.append(event.fraction)
+        )
+        assert model.model_id.startswith("erllama_model_")
+        assert seen
+        assert seen == sorted(seen)
+
+
+def test_a_model_that_is_given_up_fails_what_waits_for_it_and_restart_clears_it():
+    with running_host() as host, Client(host.endpoint) as client:
+        stub = {**SLOW, "crash_on_text": "boom"}
+        model = client.load_model(model_id="tiny", backend="stub", stub=stub, max_restarts=1, within_s=600.0)
+        with pytest.raises((ModelFailed, WorkerDied)):
+            model.complete("boom", max_tokens=5)
+        eventually(lambda: model.info().status == "failed", "it is given up")
+        with pytest.raises(ModelFailed):
+            model.complete("hello", max_tokens=5)
+        model.restart()
+        assert len(model.complete("hello", max_tokens=5).generated) == 5
+
+
+def test_a_slow_reader_is_bounded_and_slows_only_itself():
+    with running_host() as host, Client(host.endpoint) as client:
+        model = client.load_model(model_id="tiny", backend="stub", n_ctx=8192)
+        with model.infer("slow", max_tokens=4000) as slow:
+            next(slow)
+            assert len(model.complete("quick", max_tokens=300).generated) == 300
+            assert len(slow.result().generated) == 4000
