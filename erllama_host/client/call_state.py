@@ -137,7 +137,9 @@ class CallState:
     def _on_moved(self, event: Moved) -> list[Action]:
         if not event.incarnation or not self._online or not self._sent:
             return []
-        self._retry_at = None
+        if self._retry_at is not None:  # it was refused while the model loaded: nothing has been done
+            self._retry_at = None
+            return self._send()
         return self._send_again()
 
     def _send(self) -> list[Action]:

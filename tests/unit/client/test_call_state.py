@@ -107,3 +107,11 @@ def test_every_kind_of_the_protocol_has_a_call():
 
 def _kinds_in(source):
     return [part.partition('"')[0] for part in source.split('Call("')[1:]]
+
+
+def test_a_call_refused_while_the_model_loads_was_not_done_and_is_sent_when_it_is_ready():
+    call = model_calls.load_adapter("tiny", "/x.gguf", 1.0, local=False)
+    assert call.kind in ONCE
+    state, sent = started(call)
+    assert state.on_event(loading(), 1.0) == []
+    assert state.on_event(Moved(incarnation="a"), 1.1) == sent
