@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> ExitCode:
 if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
-    except Exception:  # noqa: BLE001  # the last word of the process: its log, and a code that says so
+    except Exception as error:  # noqa: BLE001  # the last word of the process: its log, and a code that says so
         sys.excepthook(*sys.exc_info())
-        code = ExitCode.CRASHED
+        code = ExitCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ExitCode.CRASHED
     sys.stderr.flush()
     # Not sys.exit: a thread in native code (a load, a decode) must not keep the process.
     os._exit(code)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import zmq
 
 from erllama_host.errors import ErllamaError
@@ -41,5 +42,5 @@ def error_body(error: ErllamaError) -> ErrorBody:
         code=error.code,
         message=error.message,
         retryable=error.retryable and not error.details.get("poison", False),
-        details=error.details,
+        details=msgspec.to_builtins(error.details, builtin_types=(bytes,), enc_hook=str),
     )

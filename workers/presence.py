@@ -5,7 +5,7 @@ from erllama_host.errors import ErllamaError
 from erllama_host.protocol.envelope import PROTOCOL_VERSION
 from erllama_host.protocol.link import BEAT_INTERVAL_S, WorkerFailed, WorkerHello, WorkerProgress, WorkerReady
 from workers.model import LoadAdvanced, LoadedModel
-from workers.outbox import CONTROLLER, Outbox
+from workers.outbox import CONTROLLER, Outbox, error_body
 from workers.self_info import SelfInfo
 
 MIN_BEAT_GAP_S = 0.1
@@ -62,7 +62,7 @@ class Presence:
 
     def failed(self, error: ErllamaError) -> None:
         """`w.failed`."""
-        body = WorkerFailed(code=error.code, message=error.message, details=error.details)
+        body = WorkerFailed(code=error.code, message=error.message, details=error_body(error).details)
         self._outbox.send(CONTROLLER, "", "w.failed", body)
 
     def beat(self, model: LoadedModel | None, pending: int, now: float) -> None:

@@ -35,7 +35,7 @@ from workers.service import Service
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the GIL from another: at Python's 5 ms a busy service thread costs a third of the decode rate."""
-ENGINE_STOP_S = 5.0
+ENGINE_STOP_S = 2.0
 LINGER_MS = 500
 FAILURE_LINGER_MS = 2000
 """A failed load is worth waiting for: nothing else tells the caller why."""
@@ -119,10 +119,11 @@ class Worker:
 
     def leave(self, code: ExitCode) -> None:
         """Give the engine a moment to free the model, and the socket one to send what is queued."""
-        if self._engine is not None and self._thread is not None and code is ExitCode.CLEAN:
+        if self._engine is not None and self._thread is not None and code is ExitCode.CLEAN and self._dispatcher.model:
             self._engine.post(Stop())
             self._engine.abort()
             self._thread.join(ENGINE_STOP_S)
+            self._dispatcher.engine_reports(time.monotonic())  # how requests ended that were cut off by a second signal
         self._service.close()
         self._socket.close(linger=LINGER_MS if self.failure is None else FAILURE_LINGER_MS)
         self._context.term()

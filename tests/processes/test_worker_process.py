@@ -1,13 +1,18 @@
 """A real worker process on the stub, spoken to by a controller's socket."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from erllama_host.ids import new_ref
-from erllama_host.process import ExitCode
+from erllama_host.process import ExitCode, exists
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import (
     Cancel,
@@ -245,3 +250,81 @@ def test_a_killed_worker_is_followed_by_one_that_knows_nothing_and_goes_on_the_s
         point = ResumePoint(delivered=pack_tokens(ids[:10]), seed=accepted.seed, deaths=1)
         infer(worker, ref=ref, tokens=accepted.prompt, max_tokens=30, attempt=1, resume=point)
         assert ids_of(worker.controller.stream(ref)[1]) == ids[10:]
+
+
+def test_a_hung_engine_shows_in_the_heartbeats_and_does_not_keep_the_process():
+    with WorkerProcess(stub={"hang_after_tokens": 3}) as worker:
+        ref = infer(worker, text="hello", max_tokens=20)
+        worker.controller.expect("tokens", ref=ref)
+        beat = worker.controller.expect("w.beat", where=lambda beat: beat.busy_for_s > 1.0)
+        assert beat.status in ("prefilling", "generating") and beat.stall_limit_s >= 60
+        assert worker.controller.call("status").status == beat.status
+        worker.process.send_signal(signal.SIGTERM)
+        worker.controller.expect("w.beat", where=lambda beat: beat.status == "stopping")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.wait() == ExitCode.CLEAN
+
+
+def test_sigterm_while_loading_leaves_at_once():
+    process = WorkerProcess(stub={"hang_in_load": True})
+    try:
+        process.start(ready=False)
+        process.controller.expect("w.progress")
+        assert process.controller.call("status").status == "loading"
+        process.process.send_signal(signal.SIGTERM)
+        assert process.wait() == ExitCode.CLEAN
+    finally:
+        process.close()
+
+
+def test_a_bad_id_or_none_is_a_usage_error():
+    for arguments in ([], ["NOT/AN/ID"], ["a", "b"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "workers", *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == ExitCode.BAD_CONFIG and done.stderr
+
+
+def test_a_worker_whose_parent_dies_dies_too():
+    process = WorkerProcess()
+    try:
+        script = (
+            "import subprocess, sys, time; worker = subprocess.Popen([sys.executable, '-m', 'workers', 'tiny']);"
+            "print(worker.pid, flush=True); time.sleep(600)"
+        )
+        environment = {**os.environ, "ERLLAMA_RUN": str(process.run_dir), "ERLLAMA_HOME": str(process.home)}
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as parent:
+            pid = int(parent.stdout.readline())
+            process.controller.expect("w.ready")
+            parent.kill()
+        until(lambda: not exists(pid), "the worker to follow its parent")
+    finally:
+        process.close()
+
+
+def test_the_log_is_lines_of_json():
+    with WorkerProcess() as worker:
+        worker.controller.call("nonsense")
+        events = [json.loads(line)["event"] for line in worker.log_text().splitlines()]
+    assert "ready" in events and "refused" in events
+
+
+def test_limits_of_the_process_are_set():
+    config = {"backend": "stub", "nice": 3, "cpu_affinity": [0], "address_space_bytes": 8 << 30, "gpu_ids": [1]}
+    with WorkerProcess(config) as worker:
+        process = psutil.Process(worker.process.pid)
+        assert (process.nice(), process.cpu_affinity()) == (os.nice(0) + 3, [0])
+        assert process.rlimit(psutil.RLIMIT_AS)[0] == 8 << 30
+        assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "500"
+        # The template helper has a limit of its own below that one.
+        call = worker.controller.call
+        rendered = call(
+            "apply_chat_template", c.ApplyTemplate(chat=ChatRequest(messages=[{"role": "user", "content": "a"}]))
+        )
+        assert "a<|im_end|>" in rendered.text

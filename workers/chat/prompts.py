@@ -8,7 +8,7 @@ The text is tokenised whole, with special tokens parsed, as the template means i
                can end a turn that is not theirs
 """
 
-import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from workers.chat.replay import ReplayTable
 from workers.model import LoadedModel
 
 MAX_MESSAGES = 10_000
-_GUARD_CACHE = 4096
+_MAX_CHECKED = 8192
 
 StringPath = list[int | str]
 
@@ -52,7 +52,7 @@ class Chat:
         self._vocabulary = vocabulary
         self._facts = facts
         self._replies = replies
-        self._reads_as_control = functools.lru_cache(_GUARD_CACHE)(self._check_control)
+        self._control: dict[bytes, bool] = {}
         self._helper: TemplateHelper | None = None
 
     def prompt(self, chat: ChatRequest) -> list[int]:
@@ -114,9 +114,17 @@ class Chat:
                 marks.append(_Mark(path, ids))
         return marks
 
-    def _check_control(self, text: str) -> bool:
-        tokenize = self._vocabulary.tokenize
-        return tokenize(text, add_special=False, parse_special=True) != tokenize(text, add_special=False)
+    def _reads_as_control(self, text: str) -> bool:
+        """Whether `text` spells a control token. Remembered: every turn brings all earlier messages again."""
+        key = hashlib.sha256(text.encode()).digest()
+        if key not in self._control:
+            if len(self._control) >= _MAX_CHECKED:
+                self._control.clear()
+            tokenize = self._vocabulary.tokenize
+            self._control[key] = tokenize(text, add_special=False, parse_special=True) != tokenize(
+                text, add_special=False
+            )
+        return self._control[key]
 
     def _tokenize(self, answer: Answer, marks: list[_Mark]) -> list[int]:
         ids: list[int] = []

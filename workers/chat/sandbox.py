@@ -161,7 +161,9 @@ def main() -> None:
 
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)  # the worker may have a limit of its own
+    limit = ADDRESS_SPACE_BYTES if most == resource.RLIM_INFINITY else min(ADDRESS_SPACE_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
