@@ -59,7 +59,8 @@ class FromWorkers:
         model = self._world.models.find(hello.model_id)
         if model is None or hello.protocol != PROTOCOL_VERSION or hello.load_id not in ("", model.load_id):
             self._world.log.warning("stranger", model=hello.model_id, worker=hello.pid, load_id=hello.load_id)
-            self._world.links.fence(routing)
+            if model is not None:
+                self._world.links.fence(routing)
             return
         if model.state in (State.STOPPING, State.AWAY):
             return

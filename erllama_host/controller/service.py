@@ -63,9 +63,10 @@ class Controller:
         self._load_desired()
         world.circus.start()
         world.cache.start()
-        world.workers.start()
         await bring_back(world, self._keeper)
-        self._upkeep.start()  # not before: it removes watchers that no model wants
+        # Not before the models are known: workers would be strangers, and their watchers unwanted.
+        world.workers.start()
+        self._upkeep.start()
         self._open_front()
         notes.mark_ready(world.paths.run, "controller", os.getpid())
         world.journal.add("controller_started", pid=os.getpid(), incarnation=world.incarnation)
