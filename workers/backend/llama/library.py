@@ -25,19 +25,18 @@ lib: Any = llama_cpp.llama_cpp
 """The low-level API: untyped, hence the `Any`s of this package."""
 
 _ERROR_LEVEL = 4
-_INFO_LEVEL = 2
-_CONTINUATION_LEVEL = 5
 _log = logging.getLogger("llama.cpp")
 
 
 class NativeLog:
-    """llama.cpp's log: passed on to `logging`, and its last error kept, which is the reason a load failed.
+    """llama.cpp's log: passed on to `logging`, and the first error since `clear` kept: the reason why something failed.
 
-    Filled by whatever thread is inside llama.cpp; the worker has one such thread at a time that logs errors.
+    The first, because what follows it only says that the callers failed as well ("failed to load model"). Filled by
+    whatever thread is inside llama.cpp; the worker has one such thread at a time that logs errors.
     """
 
     def __init__(self) -> None:
-        self._last_error = ""
+        self._error = ""
         self._captured: list[str] | None = None
 
     def take(self, level: int, text: str) -> None:
@@ -47,18 +46,18 @@ class NativeLog:
             return
         if self._captured is not None:
             self._captured.append(line)
-        if level >= _ERROR_LEVEL:
-            self._last_error = line
+        if level == _ERROR_LEVEL and not self._error:
+            self._error = line
         python_level = {3: logging.WARNING, _ERROR_LEVEL: logging.ERROR}.get(level, logging.DEBUG)
         _log.log(python_level, "%s", line)
 
     def clear(self) -> None:
         """Forget earlier errors: call before something whose reason will be asked for."""
-        self._last_error = ""
+        self._error = ""
 
     def reason(self, fallback: str) -> str:
-        """The last error since `clear`, or `fallback` where llama.cpp gave none."""
-        return self._last_error or fallback
+        """The first error since `clear`, or `fallback` where llama.cpp gave none."""
+        return self._error or fallback
 
     @contextmanager
     def captured(self) -> Iterator[list[str]]:

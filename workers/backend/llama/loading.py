@@ -25,7 +25,7 @@ def load_model(config: ModelConfig, on_progress: Progress) -> tuple[Any, list[st
     """The model of `config.path`, and llama.cpp's log from loading it; `on_progress` hears of the weights.
 
     Raises:
-        ModelLoadFailed: with llama.cpp's own last error line.
+        ModelLoadFailed: with llama.cpp's own reason.
     """
     initialize()
     _check_file(Path(config.path))
@@ -135,7 +135,7 @@ def make_context(model: Any, params: Any) -> tuple[Any, list[str]]:
     """A context, and llama.cpp's log lines from making it.
 
     Raises:
-        BackendFault: with llama.cpp's own last error line.
+        BackendFault: with llama.cpp's own reason.
     """
     NATIVE_LOG.clear()
     with NATIVE_LOG.captured() as lines:
