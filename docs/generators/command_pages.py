@@ -15,7 +15,8 @@ from erllama_host.protocol.inference import CacheReport
 
 _HEAD = """# The command line
 
-Options of `erllama` itself come before the command: `erllama --endpoint tcp://gpu-box:7700 --key me.key_secret --server-key box.key ps`.
+Options of `erllama` itself come before the command, as in
+`erllama --endpoint tcp://gpu-box:7700 --key alice.key_secret --server-key server.key ps`.
 Exit codes and the JSON of every command are in [operating](../guides/operating.md).
 
 """
@@ -35,8 +36,9 @@ JSON: dict[str, str] = {
     "doctor": '`{"findings": [{"check", "severity", "what", "todo", "fixable", "fixed"}, ...], "problems": number}`',
     "cache ls": '`{"segments": [{"key", "kind", "model", "start", "end", "bytes", "tiers", "reason", "hits", "idle_s", "age_s", '
     '"pinned", "leased", "superseded"}, ...], "total": number}`',
-    "cache stats": '`{"tiers": {name: {"kind", "path", "used_bytes", "budget_bytes", ...}}, "models": {model_id: {counter: number}}, '
-    '"segments", "leases", "reservations", "workers", "recovering", "recovery", "counters": {name: number}}`',
+    "cache stats": '`{"tiers": {name: {"kind", "path", "used_bytes", "budget_bytes", ...}}, "models": {model_id: '
+    '{counter: number}}, "segments", "leases", "reservations", "workers", "recovering", "recovery", '
+    '"counters": {name: number}}`',
     "cache gc": '`{"dropped_segments", "freed_bytes", "freed_recyclable_bytes"}`',
     "cache evict": '`{"dropped_segments", "freed_bytes", "kept_segments"}`',
     "cache verify": '`{"checked_files", "corrupt_files"}`',

@@ -5,9 +5,9 @@ from erllama_host.errors import BY_CODE, ErllamaError
 
 _HEAD = """# Errors
 
-Every error has a stable `code` (its class name), a message for a person, and says whether trying again helps. In Python they are
-classes of `erllama_host.errors`, all below `ErllamaError`; on the wire they are `error` messages with these codes; on the command line
-`--json` prints them as `{"error": {"code": ..., "message": ..., "retryable": ..., "details": ...}}` on stderr.
+Every error has a stable `code` (its class name), a message for a person, and says whether trying again helps. In Python they
+are classes of `erllama_host.errors`, all below `ErllamaError`; on the wire they are `error` messages with these codes; on the
+command line `--json` prints `{"error": {"code": ..., "message": ..., "retryable": ..., "details": ...}}` on stderr.
 
 """
 
