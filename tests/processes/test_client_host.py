@@ -50,7 +50,7 @@ def test_streams_outlive_the_worker_the_controller_and_the_cache_daemon():
 
 
 def test_queued_requests_outlive_the_worker_too():
-    with served() as (host, client, model):
+    with served() as (_, client, model):
         expected = [model.complete(f"prompt {n}", max_tokens=20).text for n in range(12)]
         streams = [model.infer(f"prompt {n}", max_tokens=20) for n in range(12)]
         next(streams[0])
@@ -59,7 +59,7 @@ def test_queued_requests_outlive_the_worker_too():
 
 
 def test_everything_comes_back_after_circusd_is_killed():
-    with served(detach=True) as (host, client, model):
+    with served(detach=True) as (host, _, model):
         undisturbed = model.complete("hello", max_tokens=150)
         with model.infer("hello", max_tokens=150) as stream:
             next(stream)
@@ -69,7 +69,7 @@ def test_everything_comes_back_after_circusd_is_killed():
 
 
 def test_a_request_that_kills_its_worker_ends_as_poison():
-    with served(crash_on_text="poison") as (host, client, model):
+    with served(crash_on_text="poison") as (_, _, model):
         with pytest.raises(WorkerDied) as caught:
             model.complete("this is poison", max_tokens=5)
         assert caught.value.details["poison"] is True
@@ -77,7 +77,7 @@ def test_a_request_that_kills_its_worker_ends_as_poison():
 
 
 def test_max_resumes_0_reports_the_death():
-    with served() as (host, client, model):
+    with served() as (_, client, model):
         stream = model.infer("hello", max_tokens=500, max_resumes=0)
         next(stream)
         kill(client.models()["tiny"][0])
@@ -86,7 +86,7 @@ def test_max_resumes_0_reports_the_death():
 
 
 def test_unload_ends_streams_with_that_reason():
-    with served() as (host, client, model):
+    with served() as (_, client, model):
         with model.infer("hello", max_tokens=2000) as stream:
             next(stream)
             unloading = threading.Thread(target=model.unload)
