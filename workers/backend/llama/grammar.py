@@ -124,13 +124,25 @@ def schema_to_gbnf(text: str) -> str:
     try:
         schema = json.loads(text)
         _check_schema(schema, 0)
-        return str(json_schema_to_gbnf(text))
+        return str(json_schema_to_gbnf(json.dumps(_without_root_ref(schema))))
     except InvalidRequest:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError) as error:
         # The converter has no error type of its own: whatever it stumbles over is the schema's fault.
         reason = str(error) or type(error).__name__
         raise InvalidRequest(f"json_schema cannot be made a grammar: {reason[:200]}", field="json_schema") from error
+
+
+def _without_root_ref(schema: Any) -> Any:
+    """The schema with a reference at its root replaced by what it names: the converter looks no further past one, and
+    recursive schemas have it there."""
+    ref = schema.get("$ref") if isinstance(schema, dict) else None
+    if ref is None:
+        return schema
+    target = schema
+    for part in ref.removeprefix("#").strip("/").split("/"):
+        target = target[part]
+    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
 
 
 def _check_schema(node: Any, depth: int) -> None:

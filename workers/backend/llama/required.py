@@ -37,6 +37,8 @@ REQUIRED = (
     "llama_model_n_ctx_train",
     "llama_model_n_embd",
     "llama_model_n_embd_out",
+    "llama_model_n_head",
+    "llama_model_n_head_kv",
     "llama_model_n_layer",
     "llama_model_n_params",
     "llama_model_n_swa",
