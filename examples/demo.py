@@ -53,25 +53,30 @@ def ask(model: Model, prompt: list[int], name: str) -> Row:
     return Row(name, completion, completion.stats.client_ttft_ms)
 
 
-def kill_worker(model: Model, console: Console) -> None:
-    """SIGKILL the model's process and wait until another one serves."""
-    before = model.info().pid
-    os.kill(before, signal.SIGKILL)
-    killed_at = time.monotonic()
-    while True:
+def await_serving(model: Model, not_pid: int = 0, timeout_s: float = 60.0) -> int:
+    """Wait until a worker of `model` (another than `not_pid`) is ready. Returns its pid."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         try:
-            after = model.info()
+            info = model.info()
         except ErllamaError as error:
             if not error.retryable:
                 raise
         else:
-            if after.pid not in (0, before) and after.status == "idle":
-                break
-        if time.monotonic() - killed_at > 60:
-            raise SystemExit("the worker did not come back within 60 s")
+            if info.status == "idle" and info.pid not in (0, not_pid):
+                return info.pid
         time.sleep(0.02)
+    raise SystemExit(f"the worker did not serve within {timeout_s:.0f} s")
+
+
+def kill_worker(model: Model, console: Console) -> None:
+    """SIGKILL the model's process and wait until another one serves."""
+    before = model.info().pid
+    killed_at = time.monotonic()
+    os.kill(before, signal.SIGKILL)
+    after = await_serving(model, not_pid=before)
     console.print(
-        f"  worker {before} killed with SIGKILL; worker {after.pid} serves {time.monotonic() - killed_at:.2f} s later"
+        f"  worker {before} killed with SIGKILL; worker {after} serves {time.monotonic() - killed_at:.2f} s later"
     )
 
 
@@ -100,12 +105,14 @@ def run(paths: Paths, console: Console) -> list[Row]:
             prompt = long_prompt(model)
             rows = [ask(model, prompt, "cold"), ask(model, prompt, "warm")]
             kill_worker(model, console)
-            rows.append(ask(model, prompt, "warm, after kill -9 of the worker"))
+            rows.append(ask(model, prompt, "warm, after kill -9"))
         console.print("  stopping the whole host and starting it again …")
         stop_host(paths)
         start_host(paths, Config(), detach=True)
         with Client(paths.endpoint) as client:
-            rows.append(ask(client.model("tiny"), prompt, "warm, after a restart of the host"))
+            model = client.model("tiny")
+            await_serving(model)
+            rows.append(ask(model, prompt, "warm, after a restart"))
             return rows
     finally:
         stop_host(paths)
@@ -114,7 +121,7 @@ def run(paths: Paths, console: Console) -> list[Row]:
 def show(rows: list[Row], console: Console) -> None:
     """Print the table."""
     table = Table(title="Time to first token")
-    for heading in ("request", "ttft ms", "times faster", "hit", "read from cache", "computed"):
+    for heading in ("request", "ttft ms", "times faster", "hit", "restored", "computed"):
         table.add_column(heading, justify="left" if heading in ("request", "hit") else "right")
     for row in rows:
         cache = row.completion.cache
