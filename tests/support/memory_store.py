@@ -154,8 +154,18 @@ class MemoryStore:
         """Answer everything asked so far."""
         todo, self._undelivered = self._undelivered, []
         for pending, answer in todo:
-            pending.resolve(answer())
+            value = answer()
+            if not pending.resolve(value):
+                self._undo(value)  # too late: as the real client does
         self.wake()
+
+    def _undo(self, value):
+        if isinstance(value, LookupResult):
+            self.release(value)
+        else:
+            for room in value:
+                if isinstance(room, _Room):
+                    self.abort(room)
 
     def kinds(self):
         """How many segments of each kind are stored, by name."""
