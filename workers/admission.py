@@ -3,6 +3,7 @@
 import secrets
 
 from erllama_host.errors import ContextOverflow, InvalidRequest, QueueFull, WorkerDied
+from erllama_host.kv.tokens import TOKEN_BYTES
 from erllama_host.protocol.inference import AdapterUse, Infer, unpack_tokens
 from workers.backend.base import Vocabulary
 from workers.commands import Submit
@@ -25,15 +26,19 @@ def check_deaths(request: Infer) -> None:
         )
 
 
-def text_prompt(request: Infer, vocabulary: Vocabulary) -> list[int]:
+def text_prompt(request: Infer, vocabulary: Vocabulary, n_ctx: int) -> list[int]:
     """Ids of a prompt given as text or ids.
 
     Raises:
         InvalidRequest: an id is out of range.
+        ContextOverflow: more ids than fit; said before they are looked at, which takes a while for millions.
     """
     if request.text is not None:
         return vocabulary.tokenize(request.text, add_special=True, parse_special=request.parse_special)
-    ids = unpack_tokens(request.tokens or b"")
+    packed = request.tokens or b""
+    if len(packed) // TOKEN_BYTES >= n_ctx:
+        raise _overflow(len(packed) // TOKEN_BYTES, n_ctx)
+    ids = unpack_tokens(packed)
     vocabulary.check_ids(ids)
     return ids
 
@@ -57,11 +62,7 @@ def make_submit(
     if not prompt:
         raise InvalidRequest("the prompt is empty", field="prompt")
     if len(prompt) >= n_ctx:
-        raise ContextOverflow(
-            f"the prompt has {len(prompt)} tokens and the model's n_ctx is {n_ctx}; shorten it or load with a larger n_ctx",
-            prompt_tokens=len(prompt),
-            n_ctx=n_ctx,
-        )
+        raise _overflow(len(prompt), n_ctx)
     room = n_ctx - len(prompt)
     max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
     delivered = _delivered(request, vocabulary, max_tokens)
@@ -102,13 +103,22 @@ def limited_by_context(request: Infer, submit: Submit, n_ctx: int) -> bool:
 def _delivered(request: Infer, vocabulary: Vocabulary, max_tokens: int) -> tuple[int, ...]:
     if request.resume is None:
         return ()
+    num_delivered = len(request.resume.delivered) // TOKEN_BYTES
+    if num_delivered > max_tokens:
+        raise InvalidRequest(
+            f"{num_delivered} tokens were delivered, of an answer of at most {max_tokens}", field="resume.delivered"
+        )
     ids = unpack_tokens(request.resume.delivered)
     vocabulary.check_ids(ids)
-    if len(ids) > max_tokens:
-        raise InvalidRequest(
-            f"{len(ids)} tokens were delivered, of an answer of at most {max_tokens}", field="resume.delivered"
-        )
     return tuple(ids)
+
+
+def _overflow(num_tokens: int, n_ctx: int) -> ContextOverflow:
+    return ContextOverflow(
+        f"the prompt has {num_tokens} tokens and the model's n_ctx is {n_ctx}; shorten it or load with a larger n_ctx",
+        prompt_tokens=num_tokens,
+        n_ctx=n_ctx,
+    )
 
 
 def _adapters(request: Infer) -> tuple[AdapterUse, ...] | None:

@@ -129,8 +129,11 @@ def answer_text_call(kind: str, body: Any, model: LoadedModel) -> Any:
 
 def num_text_bytes(body: Any) -> int:
     """Roughly how much work the vocabulary has with a call."""
-    texts = [getattr(body, "text", None), *(getattr(body, "texts", None) or [])]
-    return sum(len(text) for text in texts if text) + len(getattr(body, "tokens", None) or b"")
+    total = 0
+    for name in ("text", "texts", "tokens", "draft"):
+        value = getattr(body, name, None) or b""
+        total += len(value) if isinstance(value, str | bytes) else sum(map(len, value))
+    return total
 
 
 def _embed_inputs(body: c.Embed, vocabulary: Vocabulary) -> list[bytes]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from erllama_host.config.model import ModelConfig
 from erllama_host.errors import ErllamaError, InvalidRequest, NotSupported
+from erllama_host.kv.tokens import TOKEN_BYTES
 from erllama_host.protocol.envelope import Envelope
 from erllama_host.protocol.inference import (
     Accepted,
@@ -104,7 +105,7 @@ class Inference:
         ref, peer = envelope.ref, envelope.peer
         known = self._streams.find(ref) is not None
         if known and not self._streams.resubmitted(ref, peer, request.attempt):  # never run twice
-            start = len(request.resume.delivered) // 4 if request.resume is not None else 0
+            start = len(request.resume.delivered) // TOKEN_BYTES if request.resume is not None else 0
             self._carry_out(self._streams.resume(ref, peer, start, now))
             return
         check_infer(request)
@@ -114,7 +115,7 @@ class Inference:
         if self._streams.num_active >= self._max_active:
             raise self._pace.queue_full(self._streams.num_active, self._num_slots)
         deadline = deadline_of(envelope, now)
-        start = len(request.resume.delivered) // 4 if request.resume is not None else 0
+        start = len(request.resume.delivered) // TOKEN_BYTES if request.resume is not None else 0
         self._streams.open(
             ref, peer, now, credit=request.credit, attempt=request.attempt, start=start, deadline=deadline
         )
@@ -190,7 +191,7 @@ class Inference:
 
     def _prepare(self, ref: str, request: Infer, now: float, deadline: float | None) -> None:
         """Get the prompt's ids, here or in the background, then go on with `_submit`."""
-        vocabulary = self._model.vocabulary
+        vocabulary, n_ctx = self._model.vocabulary, self._model.limits.n_ctx
 
         def then(prompt: list[int] | None, error: ErllamaError | None) -> None:
             self._submit(ref, request, prompt, error, now, deadline)
@@ -200,9 +201,9 @@ class Inference:
                 chat = request.chat
                 self._background("templates").run(lambda: self._chat.prompt(chat), then)
             elif request.text is not None and len(request.text) > INLINE_BYTES:
-                self._background("texts").run(lambda: text_prompt(request, vocabulary), then)
+                self._background("texts").run(lambda: text_prompt(request, vocabulary, n_ctx), then)
             else:
-                self._submit(ref, request, text_prompt(request, vocabulary), None, now, deadline)
+                self._submit(ref, request, text_prompt(request, vocabulary, n_ctx), None, now, deadline)
         except ErllamaError as error:
             self._fail(ref, error, now)
 
@@ -236,7 +237,9 @@ class Inference:
         except ErllamaError as refusal:
             self._fail(ref, refusal, now)
             return
-        self._running[ref] = _Running(request.chat is not None or request.attempt > 0, limited_by_context(request, submit, n_ctx), arrived_at)
+        self._running[ref] = _Running(
+            request.chat is not None or request.attempt > 0, limited_by_context(request, submit, n_ctx), arrived_at
+        )
         self._carry_out([submit, *self._streams.accept(ref, self._accepted(submit))])
 
     def _accepted(self, submit: Submit) -> Accepted:
