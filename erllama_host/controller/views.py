@@ -101,7 +101,7 @@ def _process(role: str, pid: int) -> ProcessInfo:
             return ProcessInfo(
                 role=role,
                 pid=pid,
-                status=process.status(),
+                status="stopped" if process.status() == psutil.STATUS_STOPPED else "running",
                 uptime_s=max(0.0, time.time() - process.create_time()),
                 resident_bytes=process.memory_info().rss,
             )
