@@ -34,13 +34,19 @@ def models_table(models: Sequence[ModelInfo]) -> Table:
     return Table(columns, [_model_row(model) for model in models], empty=_NO_MODELS)
 
 
+def is_busy(model: ModelInfo) -> bool:
+    """Whether it computes; the speeds of one that does not are those of its last request."""
+    return model.status in ("prefilling", "generating")
+
+
 def _model_row(model: ModelInfo) -> tuple[str, ...]:
+    busy = is_busy(model)
     return (
         model.model_id,
         model.status,
         str(model.pid or "-"),
-        rate_text(model.tokens_per_s),
-        rate_text(model.prefill_tokens_per_s),
+        rate_text(model.tokens_per_s if busy else 0.0),
+        rate_text(model.prefill_tokens_per_s if busy else 0.0),
         str(model.queue_depth),
         share_text(model.used_cells, model.n_cells),
         share_text(model.cache_hits, model.cache_hits + model.cache_misses),

@@ -8,7 +8,7 @@ import typer
 
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.output import print_json, print_lines, rich_table
-from erllama_host.cli.screens import models_table
+from erllama_host.cli.screens import is_busy, models_table
 from erllama_host.cli.words import bytes_text, duration_text, plural, rate_text
 from erllama_host.errors import HostUnavailable, Timeout
 from erllama_host.protocol.calls import HostStatus
@@ -76,8 +76,7 @@ def render(status: HostStatus, width: int, trouble: str = "") -> "Group":
 
 def headline(status: HostStatus) -> str:
     """The whole host in one line."""
-    running = sum(1 for model in status.models if model.status in ("prefilling", "generating"))
-    speed = sum(model.tokens_per_s for model in status.models)
+    busy = [model for model in status.models if is_busy(model)]
     memory = sum(model.resident_bytes for model in status.models) + sum(
         process.resident_bytes for process in status.processes if not process.role.startswith("model:")
     )
@@ -85,8 +84,8 @@ def headline(status: HostStatus) -> str:
         (
             f"erllama {status.hello.version}",
             f"up {duration_text(max(0.0, time.time() - status.hello.started_at))}",
-            f"{plural(len(status.models), 'model')}, {running} busy",
-            f"{rate_text(speed)} tok/s",
+            f"{plural(len(status.models), 'model')}, {len(busy)} busy",
+            f"{rate_text(sum(model.tokens_per_s for model in busy))} tok/s",
             f"memory {bytes_text(memory)}",
             "cache up" if status.hello.cache_available else "cache away",
         )
