@@ -18,6 +18,8 @@ from erllama_host.supervisor import RunningHost, start_host, stop_host
 
 WAIT_S = 60.0
 DRAIN_S = 5.0
+STUB_PROMPT = tuple(range(65, 97))
+"""32 ids that the stub knows: its vocabulary is bytes."""
 
 
 class HostModel:

@@ -1,6 +1,7 @@
 """What a host costs while nothing happens: memory over the model's own, processor time at rest, start-up, install size."""
 
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -12,7 +13,7 @@ from benchmarks.host import BenchmarkHost, benchmark_host
 from benchmarks.inprocess import in_process_loop
 from benchmarks.processes import HostProcess
 from benchmarks.requirements import closure
-from benchmarks.setting import Setting, think
+from benchmarks.setting import ROOT, Setting, think
 
 PART = "idle"
 N_CTX = 2048
@@ -99,6 +100,12 @@ def _install_sizes() -> list[Figure]:
 
 
 def _requirements(package: str) -> list[str]:
+    """Requirement lines of a package; the host's own come from its source, which need not be installed."""
+    if package == PACKAGE:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return project["dependencies"] + [
+            f'{line}; extra == "host"' for line in project["optional-dependencies"]["host"]
+        ]
     found = _distribution(package)
     return list(found.requires or []) if found else []
 

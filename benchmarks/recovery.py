@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 from benchmarks.arithmetic import largest_gap, median
 from benchmarks.figures import Figure
-from benchmarks.host import BenchmarkHost, HostModel, benchmark_host
+from benchmarks.host import STUB_PROMPT, BenchmarkHost, HostModel, benchmark_host
 from benchmarks.inprocess import in_process_loop
 from benchmarks.processes import CACHE, CONTROLLER
 from benchmarks.setting import Setting, think
+from erllama_host import ErllamaError
 
 PART = "recovery"
 VICTIM = "victim"
@@ -43,7 +44,7 @@ def run(setting: Setting) -> list[Figure]:
         figures = []
         for role, serves in roles.items():
             setting.say(f"killing {role}")
-            with _listening(other, setting.corpus.prompt(901, PROMPT_TOKENS)) as moments:
+            with _listening(other) as moments:
                 samples = [_kill_and_wait(host, role, serves) for _ in range(setting.repeats(20, 3))]
             figures += _figures(role, samples, bare_load_ms, largest_gap(moments) * 1e3)
     return figures
@@ -82,23 +83,33 @@ def _figures(role: str, samples: list[float], bare_load_ms: float, gap_ms: float
 
 
 @contextmanager
-def _listening(model: HostModel, prompt: list[int]) -> Iterator[list[float]]:
-    """A stream of `model` runs during the block; the list fills with the moments (s) at which its tokens arrived."""
+def _listening(model: HostModel) -> Iterator[list[float]]:
+    """A stream of `model` runs during the block; the list fills with the moments (s) at which its tokens arrived.
+
+    Raises:
+        ErllamaError: the stream failed.
+    """
     moments: list[float] = []
-    stream = model.model.infer(prompt, max_tokens=BYSTANDER_TOKENS, ignore_eos=True)
+    failures: list[ErllamaError] = []
+    stream = model.model.infer(STUB_PROMPT, max_tokens=BYSTANDER_TOKENS, ignore_eos=True)
 
     def listen() -> None:
-        for _piece in stream:
-            moments.append(time.perf_counter())
+        try:
+            for _piece in stream:
+                moments.append(time.perf_counter())
+        except ErllamaError as error:
+            failures.append(error)
 
     thread = threading.Thread(target=listen)
     thread.start()
-    _until(lambda: bool(moments))
     try:
+        _until(lambda: bool(moments or failures))
         yield moments
     finally:
         stream.cancel()
         thread.join(SERVING_TIMEOUT_S)
+    if failures:
+        raise failures[0]
 
 
 def _until(holds: Callable[[], bool]) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.arithmetic import median, percentile
 from benchmarks.figures import Figure
-from benchmarks.host import BenchmarkHost, HostModel, benchmark_host
+from benchmarks.host import STUB_PROMPT, BenchmarkHost, HostModel, benchmark_host
 from benchmarks.setting import Setting, think
 from erllama_host import AsyncClient
 
@@ -37,10 +37,11 @@ def _models(setting: Setting) -> list[Figure]:
     def stub(host: BenchmarkHost, model_id: str) -> HostModel:
         return host.load_stub(model_id, n_ctx=4096, n_seq_max=1)
 
-    return [*_grow(setting, "stub", stub), *_grow(setting, "real", real)]
+    prompt = setting.corpus.prompt(1000, PROMPT_TOKENS)
+    return [*_grow(setting, "stub", stub, STUB_PROMPT), *_grow(setting, "real", real, prompt)]
 
 
-def _grow(setting: Setting, kind: str, load: Load) -> list[Figure]:
+def _grow(setting: Setting, kind: str, load: Load, prompt: Sequence[int]) -> list[Figure]:
     figures: list[Figure] = []
     alone: tuple[float, float] | None = None
     with benchmark_host() as host:
@@ -51,7 +52,7 @@ def _grow(setting: Setting, kind: str, load: Load) -> list[Figure]:
             if count not in NUM_MODELS:
                 continue
             setting.say(f"{count} {kind} models")
-            rate, call_us = _pace(setting, newest)
+            rate, call_us = _pace(setting, newest, prompt)
             alone = alone or (rate, call_us)
             name = f"{count} {kind} model{'s' if count > 1 else ''}"
             figures += [
@@ -69,9 +70,8 @@ def _grow(setting: Setting, kind: str, load: Load) -> list[Figure]:
     return figures
 
 
-def _pace(setting: Setting, model: HostModel) -> tuple[float, float]:
+def _pace(setting: Setting, model: HostModel, prompt: Sequence[int]) -> tuple[float, float]:
     """Decode rate of one stream and median round trip of a call (µs)."""
-    prompt = setting.corpus.prompt(1000, PROMPT_TOKENS)
     rate = median([model.stream(prompt, NUM_TOKENS).decode_tokens_per_s for _ in range(setting.repeats(3))])
     calls = []
     for _ in range(CALLS):
@@ -106,7 +106,7 @@ async def _ask_all(endpoint: str, num_clients: int) -> tuple[list[float], float]
         model = client.model("stub")
         for _ in range(count):
             started = time.perf_counter()
-            await model.complete([1, 2, 3, 4], max_tokens=REQUEST_TOKENS, ignore_eos=True)
+            await model.complete(STUB_PROMPT, max_tokens=REQUEST_TOKENS, ignore_eos=True)
             latencies.append((time.perf_counter() - started) * 1e3)
 
     clients = [AsyncClient(endpoint) for _ in range(num_clients)]
