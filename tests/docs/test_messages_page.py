@@ -1,6 +1,9 @@
 """docs/internals/messages.md shows every kind and every field, as the code has them."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -8,6 +11,7 @@ import pytest
 
 from docs.generate import replace_part
 from docs.generators import message_tables
+from erllama_host import Client
 from erllama_host.protocol.envelope import MAX_BODY_BYTES, MAX_ENVELOPE_BYTES, PROTOCOL_VERSION, Envelope
 from erllama_host.protocol.inference import (
     CLIENT_LOST_AFTER_S,
@@ -17,6 +21,7 @@ from erllama_host.protocol.inference import (
     Infer,
 )
 from erllama_host.protocol.kinds import EVENT_KINDS, HOST_KINDS, LINK_KINDS, MODEL_KINDS
+from tests.support.hosts import running_host
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "internals" / "messages.md").read_text(encoding="utf-8")
 
@@ -56,3 +61,24 @@ def test_the_numbers_in_the_prose_are_those_of_the_code():
     assert "(256 by default)" in PAGE and "1 024 tokens ahead" in PAGE
     assert (SILENCE_BEFORE_RESUME_S, CLIENT_LOST_AFTER_S) == (2.0, 10.0)
     assert "after 2 s without" in PAGE and "for 10 s is cancelled" in PAGE
+
+
+@pytest.mark.process
+def test_the_client_on_the_page_talks_to_a_host():
+    """It is run as it stands, with nothing of the product in sight."""
+    script = re.search(r"^```python\n(.*?)^```", PAGE.partition("## A session by hand")[2], re.MULTILINE | re.DOTALL)[1]
+    assert set(re.findall(r"^import (.+)$", script, re.MULTILINE)) == {"os, secrets", "msgpack, zmq"}
+    with running_host('[models.tiny]\nbackend = "stub"\nn_ctx = 512\n') as running:
+        with Client(running.paths.endpoint) as client:
+            expected = client.model("tiny").complete("Once upon a time", max_tokens=32).text
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", script],
+            env={**os.environ, **running.paths.environment()},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    text, _, end = done.stdout.partition("\n ")
+    assert text == expected and "'finish_reason': 'length'" in end
