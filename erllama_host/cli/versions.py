@@ -1,4 +1,7 @@
-"""`erllama --version`: host, protocol, and the llama.cpp of the installed binding, without importing it."""
+"""`erllama --version`: host, protocol, and the llama.cpp that is installed here, without importing it."""
+
+import ctypes
+from pathlib import Path
 
 import typer
 
@@ -40,6 +43,26 @@ def installed(package: str) -> str:
 
 
 def llama_cpp_version() -> str:
-    """The binding's version, which pins the llama.cpp it was built from; `doctor` asks the build itself."""
+    """Commit of the llama.cpp that the binding was built from; its smallest library says so without importing all of it."""
     version = installed(LLAMA_PACKAGE)
-    return version if version == "not installed" else f"{LLAMA_PACKAGE} {version}"
+    if version == "not installed":
+        return version
+    try:
+        library = ctypes.CDLL(str(next(_library_folder().glob("libggml-base.*"))))
+        commit, ggml = (_text(library, name) for name in ("ggml_commit", "ggml_version"))
+    except (StopIteration, OSError, AttributeError):
+        return f"unknown ({LLAMA_PACKAGE} {version})"
+    return f"{commit} (ggml {ggml}, {LLAMA_PACKAGE} {version})"
+
+
+def _library_folder() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("llama_cpp")
+    return Path(next(iter(spec.submodule_search_locations or ())) if spec else "") / "lib"
+
+
+def _text(library: ctypes.CDLL, name: str) -> str:
+    function = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    return str(function().decode(errors="replace"))

@@ -3,12 +3,16 @@
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from erllama_host.cli.logs import Tail, merged
 from erllama_host.cli.main import COMMANDS, GROUPS, main
+from erllama_host.cli.versions import llama_cpp_version
 from erllama_host.cli.watch import render
 from erllama_host.protocol.calls import Event
 from tests.support.fake_client import FakeClient, segment, tiny
@@ -252,3 +256,20 @@ def test_the_list_of_commands_has_one_line_each_at_80_columns(capsys, monkeypatc
     assert max(map(len, shown.splitlines())) <= 80
     for words in EVERY:
         assert f"│ {words[0]} " in shown
+
+
+def test_the_build_of_llama_cpp_is_told():
+    assert re.match(r"[0-9a-f]{7,}(-dirty)? \(ggml [\d.]+, llama-cpp-python [\d.]+\)\Z", llama_cpp_version())
+
+
+def test_help_needs_none_of_the_heavy_libraries():
+    """`erllama --help` and completion must feel instant: whatever is slow to import waits until a command runs."""
+    code = (
+        "import sys; from erllama_host.cli.main import main; assert main(['--help']) == 0; "
+        "print([name for name in ('zmq', 'asyncio', 'psutil', 'msgspec', 'circus', 'llama_cpp', 'numpy') if name in sys.modules]); "
+        "assert main(['--version']) == 0; print('llama_cpp' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert "[]" in lines
+    assert lines[-1] == "False"
