@@ -42,6 +42,9 @@ def close(left, right):
 
 
 CAN_SHARE_ANYWHERE = {"stub-attention", "llama-attention", "llama-window-full"}
+ATTENTION = ["stub-attention", "llama-attention"]
+HYBRID = ["stub-hybrid", "llama-jamba", "llama-lfm2"]
+WITH_CELLS = [kind for kind in OPENERS if kind not in ("stub-recurrent", "llama-mamba")]
 
 
 @pytest.fixture(params=OPENERS)
@@ -313,9 +316,8 @@ def test_truncation_leaves_the_prefix_or_refuses(backend):
     assert backend.truncate(0, 0) and backend.length(0) == 0
 
 
-def test_shared_cells_are_used_once_and_freed_with_the_last_owner(make, kind):
-    if not kind.endswith("attention"):
-        return
+@pytest.mark.parametrize("kind", ATTENTION, indirect=True)
+def test_shared_cells_are_used_once_and_freed_with_the_last_owner(make):
     backend = make(n_ctx=256, n_cells=512)
     tokens = some_tokens(backend, 250)
     feed(backend, 0, tokens)
@@ -454,9 +456,8 @@ def test_ranges_that_cannot_be_packed_give_zero(backend):
         assert backend.piece_size(0, 0, 19, PieceKind.SNAPSHOT) == 0, "a snapshot is of the very end"
 
 
+@pytest.mark.parametrize("kind", HYBRID, indirect=True)
 def test_cells_without_their_snapshot_cannot_be_used(backend):
-    if not (backend.info.has_cells and backend.info.has_recurrent):
-        return
     blobs = pieces_of(backend, 0, some_tokens(backend, 40))
     assert blobs[0].restore(backend, 1) and backend.length(1) == 16
     with pytest.raises(AssertionError, match="snapshot"):
@@ -468,10 +469,9 @@ def test_cells_without_their_snapshot_cannot_be_used(backend):
     assert np.isfinite(feed(backend, 1, [9])).all()
 
 
+@pytest.mark.parametrize("kind", WITH_CELLS, indirect=True)
 def test_a_restore_without_free_cells_is_refused(make):
     backend = make(n_ctx=512, n_cells=512)
-    if not backend.info.has_cells:
-        return
     tokens = some_tokens(backend, 60)
     blobs = pieces_of(backend, 0, tokens, block=60)
     backend.clear(0)

@@ -187,13 +187,12 @@ def test_pooling_that_makes_no_vector_is_not_supported():
 
 
 def test_a_long_decode_is_stopped_from_another_thread():
-    backend = open_gguf_backend(models.smollm2(), n_ctx=2048, n_cells=2048)
-    tokens = some_tokens(backend, 512)
+    backend = open_gguf_backend(models.smollm2(), n_ctx=2048, n_cells=2048, n_batch=2048)
+    tokens = some_tokens(backend, 2000)
     feed(backend, 0, tokens[:20])
     timer = threading.Timer(0.05, backend.abort)
     timer.start()
-
-    # Whether the abort comes before or during the decode, a prefill of this size does not end before it.
+    # Whether the abort comes before or during the decode: on one thread these rows take many seconds.
     assert backend.decode(rows_of((0, 20, tokens[20:]))) is DecodeStatus.ABORTED
     timer.join()
     backend.clear_abort()

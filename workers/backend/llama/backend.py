@@ -219,7 +219,9 @@ class LlamaBackend:
         self._footprint.forget_contexts()
 
     def ensure_context(self) -> None:
-        self._ready_context()
+        # An embedding model makes its one context when it first embeds.
+        if not self.info.is_embedding_model:
+            self._ready_context()
 
     @property
     def has_context(self) -> bool:

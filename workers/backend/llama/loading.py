@@ -42,7 +42,23 @@ def load_model(config: ModelConfig, on_progress: Progress) -> tuple[Any, list[st
         model = lib.llama_model_load_from_file(os.fsencode(config.path), params)
     if not model:
         raise ModelLoadFailed(f"cannot load {config.path}: {NATIVE_LOG.reason('llama.cpp gave no reason')}")
+    try:
+        _check_kind(model, config.path)
+    except BaseException:
+        lib.llama_model_free(model)
+        raise
     return model, lines
+
+
+def _check_kind(model: Any, path: str) -> None:
+    """Refuse what llama.cpp loads but cannot run token by token."""
+    kind = None
+    if lib.llama_model_has_encoder(model) and lib.llama_model_has_decoder(model):
+        kind = "an encoder-decoder model"
+    elif lib.llama_model_is_diffusion(model):
+        kind = "a diffusion model"
+    if kind is not None:
+        raise ModelLoadFailed(f"cannot load {path}: it is {kind}, which this host does not run")
 
 
 def _progress_reporter(on_progress: Progress) -> Callable[[float, Any], bool]:
@@ -151,6 +167,8 @@ def check_memory(config: ModelConfig, limits: ContextLimits, bytes_per_cell: int
     Raises:
         ModelLoadFailed: names the option that asks for too much.
     """
+    if lib.llama_supports_gpu_offload() and config.n_gpu_layers != 0:
+        return  # the cache goes to the device, whose own allocator refuses what does not fit
     needed = limits.num_cells * bytes_per_cell
     available = psutil.virtual_memory().available
     if needed > available:

@@ -28,6 +28,7 @@ REQUIRED = (
     "llama_model_get_vocab",
     "llama_model_has_decoder",
     "llama_model_has_encoder",
+    "llama_model_is_diffusion",
     "llama_model_is_hybrid",
     "llama_model_is_recurrent",
     "llama_model_load_from_file",

@@ -5,10 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.backend.llama.blob import Layout, read_blob
+
+QUIET = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PREFIX = b"\x00ggs" + struct.pack("<i", 3)
 PLAIN = Layout(1, 12, True, False)
@@ -83,6 +85,7 @@ def test_numbers_that_make_no_sense_are_no_piece(change):
     assert read(PREFIX + cell_part(range(4), **change), PLAIN) is None
 
 
+@QUIET
 @given(st.binary(max_size=200))
 def test_any_bytes_can_be_looked_at(data):
     for layout in (PLAIN, WINDOW, HYBRID, RECURRENT):
@@ -90,6 +93,7 @@ def test_any_bytes_can_be_looked_at(data):
         assert contents is None or all(positions.dtype == np.int32 for positions in contents.cells)
 
 
+@QUIET
 @given(cut=st.integers(0, 60))
 def test_a_piece_that_ends_early_is_none(cut):
     data = PREFIX + cell_part(range(3), layers=1)

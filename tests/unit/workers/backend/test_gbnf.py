@@ -4,13 +4,15 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 
 from workers.backend.gbnf import MAX_NESTING, CharSet, GbnfError, RuleRef, parse_gbnf
 from workers.backend.gbnf_check import check_gbnf
 from workers.backend.llama.grammar import schema_to_gbnf
+
+QUIET = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def rules_of(text):
@@ -81,6 +83,7 @@ def test_what_does_not_parse_is_said_where(text, complaint):
     assert complaint in str(caught.value)
 
 
+@QUIET
 @given(st.text(alphabet='root:=()[]{}"|*+?<>!\\ \n#.^-ab,1', max_size=60))
 def test_any_text_is_either_read_or_refused(text):
     for candidate in (text, f"root ::= {text}"):

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erllama_host.errors import ModelLoadFailed, NotSupported
@@ -17,12 +17,14 @@ from tests.support import ggufs
 from tests.support.backends import Blob, feed, greedy, open_stub_backend, rows_of
 from workers.backend.base import DecodeStatus, KvMode
 
+QUIET = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 
 def text_of(backend, ids):
     return b"".join(map(backend.vocabulary.piece, ids)).decode()
 
 
-@settings(max_examples=50)
+@QUIET
 @given(prompt=st.text("ab", max_size=8), script=st.text("ab", min_size=1, max_size=8))
 def test_a_scripted_answer_is_given_whole_and_ended(prompt, script):
     backend = open_stub_backend(emit=script)
