@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from erllama_host.protocol.calls import HostStatus
     from erllama_host.supervisor import RunningHost
 
+_LOADS_BEGIN_WITHIN_S = 30.0
+_LOOK_EVERY_S = 0.2
+
 
 def up(
     ctx: typer.Context,
@@ -44,9 +47,8 @@ def up(
     note(f"the host is up, pid {host_state(paths).pid}; clients connect to {paths.endpoint}")
     if not detach:
         return _attend(ctx, running)
-    if wait and parsed.models:
-        return _wait_for_models(ctx, set(parsed.models))
-    return Exit.OK
+    eager = {model_id for model_id, model in parsed.models.items() if not model.lazy}
+    return _wait_for_models(ctx, eager) if wait and eager else Exit.OK
 
 
 def _attend(ctx: typer.Context, running: "RunningHost") -> int:
@@ -71,15 +73,19 @@ def _wait_for_models(ctx: typer.Context, wanted: set[str]) -> int:
 
     from erllama_host.cli.progress import waiting
 
+    begin_by = time.monotonic() + _LOADS_BEGIN_WITHIN_S
     with open_client(ctx) as host, waiting(f"loading {plural(len(wanted), 'model')}"):
         while True:
             models = {model.model_id: model for model in host.list_models() if model.model_id in wanted}
-            if all(model.status not in ("loading", "restarting") for model in models.values()):
+            missing = sorted(wanted - models.keys())
+            loading = [model for model in models.values() if model.status in ("loading", "restarting")]
+            if not loading and (not missing or time.monotonic() > begin_by):
                 break
-            time.sleep(0.2)
-    failed = [model for model in models.values() if model.status == "failed"]
-    for model in failed:
-        note(f"{model.model_id} has failed: {model.last_failure or 'see its log'}")
+            time.sleep(_LOOK_EVERY_S)
+    failed = [(model.model_id, model.last_failure) for model in models.values() if model.status == "failed"]
+    failed += [(model_id, "it is not on the host's list") for model_id in missing]
+    for model_id, why in failed:
+        note(f"{model_id} has failed: {why or 'see its log'}")
     return Exit.MODEL_FAILED if failed else Exit.OK
 
 

@@ -1,11 +1,14 @@
 """ps, load, unload, restart, models, counters, status."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from erllama_host import supervisor as package
 from erllama_host.errors import HostUnavailable, ModelLoadFailed, QueueFull
 from erllama_host.protocol.calls import HostStatus, ModelInfo
+from tests.support.fake_client import tiny
 
 
 def test_ps_shows_every_model(erllama):
@@ -120,3 +123,58 @@ def test_a_wrong_command_line_is_one_sentence(erllama, words):
     assert ran.code == 2
     assert ran.out == ""
     assert len(ran.err.splitlines()) == 1
+
+
+# ---- up and down, with a supervisor that is made up ------------------------------------------------------------------
+
+
+@pytest.fixture
+def supervisor(monkeypatch, host):
+    """What `start_host` and `stop_host` were asked."""
+    asked = []
+
+    def start_host(paths, config, *, detach, on_progress):
+        asked.append(("start", detach, sorted(config.models)))
+        return SimpleNamespace(paths=paths, wait=lambda _timeout_s=None: 0)
+
+    def stop_host(paths, *, now=False, drain_s=0.0, on_progress=None):
+        asked.append(("stop", now))
+        if not now and "interrupt" in asked:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(package, "start_host", start_host)
+    monkeypatch.setattr(package, "stop_host", stop_host)
+    monkeypatch.setattr(package, "host_state", lambda _paths: package.HostState(parent_pid=77))
+    return asked
+
+
+def test_up_in_the_background_waits_for_the_models_that_load_at_start(erllama, host, supervisor, tmp_path):
+    config = tmp_path / "e.toml"
+    config.write_text('[models.tiny]\nbackend = "stub"\n[models.later]\nbackend = "stub"\nlazy = true\n')
+    ran = erllama("up", "-d", "--wait", "--config", str(config))
+    assert ran.code == 0
+    assert "pid 77" in ran.err
+    assert supervisor == [("start", True, ["later", "tiny"])]
+    host.infos["tiny"] = tiny(status="failed", last_failure="load failed: not a GGUF")
+    ran = erllama("up", "-d", "--wait", "--config", str(config))
+    assert ran.code == 4
+    assert "tiny has failed: load failed: not a GGUF" in ran.err
+
+
+def test_up_with_a_bad_configuration_starts_nothing(erllama, supervisor, tmp_path):
+    config = tmp_path / "e.toml"
+    config.write_text("[host]\ndrain = 2\n")
+    ran = erllama("up", "--config", str(config))
+    assert ran.code == 2
+    assert "host.drain" in ran.err
+    assert supervisor == []
+
+
+def test_down_gives_up_its_patience_on_ctrl_c(erllama, supervisor):
+    assert erllama("down").code == 0
+    supervisor.append("interrupt")
+    ran = erllama("down")
+    assert ran.code == 0
+    assert "stopping at once" in ran.err
+    assert supervisor[-2:] == [("stop", False), ("stop", True)]
