@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
+from weakref import WeakValueDictionary
 
 from erllama_host.config import ModelConfig
 from erllama_host.controller import specs
@@ -33,7 +34,7 @@ class Keeper:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._outcomes: dict[str, asyncio.Future[None]] = {}
         self._watches: dict[str, ProcessWatch] = {}
         self._slots = asyncio.Semaphore(world.config.host.load_at_once)
@@ -50,15 +51,16 @@ class Keeper:
         Raises:
             AlreadyLoaded, InvalidRequest, ModelLoadFailed, NoMemory.
         """
-        known = self._world.models.by_load_id(request_id)
-        if known is not None:
-            return known
-        await asyncio.to_thread(specs.check_model_file, config)
-        self._check_memory(config)
-        if model_id is None:
-            model_id = await self._auto_id()
         load_id = request_id or secrets.token_hex(8)
-        return self.begin(Model(check_model_id(model_id), config, load_id))
+        async with self._lock(f"load {load_id}"):
+            known = self._world.models.by_load_id(load_id)
+            if known is not None:
+                return known
+            await asyncio.to_thread(specs.check_model_file, config)
+            self._check_memory(config)
+            if model_id is None:
+                model_id = await self._auto_id()
+            return self.begin(Model(check_model_id(model_id), config, load_id))
 
     def begin(self, model: Model) -> Model:
         """Take up a model and start its worker."""
@@ -312,8 +314,12 @@ class Keeper:
         async with self._persisting:
             await asyncio.to_thread(change)
 
-    def _lock(self, model_id: str) -> asyncio.Lock:
-        return self._locks.setdefault(model_id, asyncio.Lock())
+    def _lock(self, name: str) -> asyncio.Lock:
+        """The lock of a model (or of a load request); it exists for as long as somebody holds or wants it."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
 
     def _expect(self, model: Model) -> None:
         """Whoever asks for the outcome from now on waits for a new one."""
