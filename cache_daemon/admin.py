@@ -61,11 +61,15 @@ class Admin:
     def _stats(self, _arguments: m.Stats, _now: float) -> dict[str, Any]:
         catalog = self._catalog
         tiers = {
-            name: {"kind": s.spec.kind, "path": s.spec.path, "recyclable_files": len(s.pool), **s.ledger.as_dict()}
-            for name, s in catalog.holdings.stocks.items()
+            name: {
+                "kind": stock.spec.kind,
+                "path": stock.spec.path,
+                "segments": stock.num_segments,
+                "recyclable_files": len(stock.pool),
+                **stock.ledger.as_dict(),
+            }
+            for name, stock in catalog.holdings.stocks.items()
         }
-        for name, count in Counter(t for e in catalog.holdings.entries.values() for t in e.copies).items():
-            tiers[name]["segments"] = count
         return {
             "tiers": tiers,
             "models": self._models(),
@@ -84,11 +88,9 @@ class Admin:
 
     def _models(self) -> dict[str, dict[str, int]]:
         models: dict[str, Counter[str]] = {}
-        for entry in self._catalog.holdings.entries.values():
-            counts = models.setdefault(self._peers.model_of(entry.meta.namespace), Counter())
-            counts["segments"] += 1
-            counts["tokens"] += entry.meta.num_tokens if entry.meta.kind is not SegmentKind.LOGITS else 0
-            counts["bytes"] += max(copy.file_bytes for copy in entry.copies.values())
+        for namespace, census in self._catalog.holdings.tally.stored.items():
+            counts = models.setdefault(self._peers.model_of(namespace), Counter())
+            counts.update(segments=census.segments, tokens=census.tokens, bytes=census.bytes)
         for namespace, counters in self._catalog.holdings.tally.by_namespace.items():
             models.setdefault(self._peers.model_of(namespace), Counter()).update(counters)
         return {model: dict(counts) for model, counts in sorted(models.items())}

@@ -127,7 +127,7 @@ class Catalog:
             if (entry := self.holdings.entries.get(identity)) is not None:
                 entry.deaths += 1
         for identity in ended.free:
-            self.holdings.consider(identity)
+            self.holdings.returned(identity)
 
     # ---- writers -------------------------------------------------------------------------------------------------
 

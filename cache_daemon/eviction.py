@@ -91,6 +91,11 @@ class Evictor:
         if known is None or standing.rank < known[1]:  # else its record is a lower bound, which popping corrects
             self._push(identity, standing.rank)
 
+    def returned(self, identity: Identity) -> None:
+        """A copy may have become evictable, and its rank has not fallen. The common event: the end of a lease."""
+        if identity not in self._current:
+            self.consider(identity)
+
     def next_victim(self) -> Identity | None:
         """The copy to drop next, or None when nothing may go. It is not offered again until it is considered again."""
         held: list[tuple[Identity, Rank]] = []

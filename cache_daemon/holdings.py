@@ -54,6 +54,8 @@ class Holdings:
 
     def fastest_copy(self, entry: Entry) -> Copy:
         """The copy to read."""
+        if len(entry.copies) == 1:
+            return next(iter(entry.copies.values()))
         return min(entry.copies.values(), key=lambda copy: self.stocks[copy.tier].spec.speed)
 
     def path_of(self, identity: Identity, tier: str) -> str:
@@ -80,6 +82,7 @@ class Holdings:
         entry = Entry(meta, payload_bytes, created_s, target_tier, heat_of_hit(used_s), used_s)
         entry.pinned = meta.reason is SaveReason.PREFIX
         self.entries[entry.identity] = entry
+        self.tally.entry_changed(meta, 1, payload_bytes)
         self.index.add(meta)
         self.ghosts.forget(meta.key)
         entry.superseded = self.index.covers(meta)
@@ -90,7 +93,9 @@ class Holdings:
 
     def add_copy(self, entry: Entry, copy: Copy) -> None:
         entry.copies[copy.tier] = copy
-        self.stocks[copy.tier].ledger.published_bytes += copy.file_bytes
+        stock = self.stocks[copy.tier]
+        stock.num_segments += 1
+        stock.ledger.published_bytes += copy.file_bytes
         self.consider(entry.identity)
 
     def touch(self, entry: Entry, owner: str, wall_s: float) -> None:
@@ -191,6 +196,7 @@ class Holdings:
     ) -> FreeFile | None:
         """Remove one copy. Returns its file, off all books, if it may be overwritten and suits `recycle_for` bytes."""
         copy = entry.copies.pop(stock.spec.name)
+        stock.num_segments -= 1
         stock.ledger.published_bytes -= copy.file_bytes
         self.tally.dropped(entry.meta, copy.file_bytes, reason)
         path = self.path_of(entry.identity, copy.tier)
@@ -203,6 +209,7 @@ class Holdings:
     def _drop_entry(self, entry: Entry, reason: MissReason) -> None:
         identity, meta = entry.identity, entry.meta
         del self.entries[identity]
+        self.tally.entry_changed(meta, -1, entry.payload_bytes)
         self.index.remove(identity)
         self._leases.forget_hold(identity)
         self.ghosts.add(meta.key, MissReason.SUPERSEDED if entry.superseded else reason)
@@ -249,6 +256,12 @@ class Holdings:
         """Keep a segment, and by that all it needs, from being evicted; or not any more."""
         self.entries[identity].pinned = pinned
         self.consider(identity)
+
+    def returned(self, identity: Identity) -> None:
+        """The last lease on a segment has ended."""
+        if (entry := self.entries.get(identity)) is not None:
+            for tier in entry.copies:
+                self.stocks[tier].evictor.returned(identity)
 
     def consider(self, identity: Identity) -> None:
         if (entry := self.entries.get(identity)) is not None:

@@ -29,12 +29,13 @@ class FreeFile:
 
 @dataclass(slots=True)
 class Stock:
-    """A tier at work."""
+    """A tier at work. `num_segments`: with a copy in it."""
 
     spec: TierSpec
     ledger: Ledger
     evictor: Evictor
     pool: list[FreeFile] = field(default_factory=list)
+    num_segments: int = 0
 
     def fits_pool(self, num_bytes: int) -> bool:
         """Whether the pool may grow by so much without being asked for."""

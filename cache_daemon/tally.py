@@ -1,9 +1,19 @@
-"""Counters of the cache, per host and per model namespace. Pure."""
+"""Counters of the cache, per host and per model namespace: what happened, and what is there. Pure."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 from erllama_host.kv.reuse import MissReason
-from erllama_host.kv.segment import SegmentMeta
+from erllama_host.kv.segment import SegmentKind, SegmentMeta
+
+
+@dataclass(slots=True)
+class Census:
+    """What is stored of one model now; kept up to date, since counting 100 000 segments would hold up the loop."""
+
+    segments: int = 0
+    tokens: int = 0
+    bytes: int = 0
 
 
 class Tally:
@@ -12,6 +22,7 @@ class Tally:
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
         self.by_namespace: dict[bytes, Counter[str]] = {}
+        self.stored: dict[bytes, Census] = {}
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a host-wide counter."""
@@ -21,6 +32,13 @@ class Tally:
         """Add to a counter of a model, and of the host."""
         self.by_namespace.setdefault(namespace, Counter())[name] += by
         self.counters[name] += by
+
+    def entry_changed(self, meta: SegmentMeta, by: int, num_bytes: int) -> None:
+        """`by` segments (1 or −1) like this one are stored more, of that many bytes."""
+        census = self.stored.setdefault(meta.namespace, Census())
+        census.segments += by
+        census.tokens += by * (0 if meta.kind is SegmentKind.LOGITS else meta.num_tokens)
+        census.bytes += by * num_bytes
 
     def published(self, meta: SegmentMeta, num_bytes: int) -> None:
         """A segment became visible."""

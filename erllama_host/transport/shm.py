@@ -45,6 +45,7 @@ class Mapping:
     Attributes:
         address: of its first byte; valid until `close`.
         num_bytes: of the file when it was mapped.
+        note: whatever its user wants to remember about the file, with the generation it holds for.
     """
 
     def __init__(self, fd: int) -> None:
@@ -52,6 +53,7 @@ class Mapping:
         status = os.fstat(fd)
         self.inode = status.st_ino
         self.num_bytes = status.st_size
+        self.note: tuple[int, object] | None = None
         self._map = mmap.mmap(fd, status.st_size)
         self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)
