@@ -49,9 +49,7 @@ class Journal:
     def since(self, seq: int, limit: int) -> EventList:
         """Events after `seq`, the oldest first, `limit` at most."""
         found = [event for event in self._events if event.seq > seq][: max(1, min(limit, MAX_ANSWER))]
-        return EventList(
-            events=found, next=found[-1].seq if found else max(seq, self._next - 1) if seq else self._next - 1
-        )
+        return EventList(events=found, next=found[-1].seq if found else min(seq, self._next - 1))
 
     async def wait_since(self, seq: int, limit: int, wait_ms: int) -> EventList:
         """As `since`, but wait for an event when there is none, `wait_ms` at most."""

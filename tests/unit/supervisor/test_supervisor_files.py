@@ -1,0 +1,150 @@
+"""Notes, pid files, beats, leftovers, circus.ini: what the supervisor keeps in files."""
+
+import configparser
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from erllama_host.config import Config, Paths
+from erllama_host.supervisor import notes
+from erllama_host.supervisor.beat_watch import BeatWatch
+from erllama_host.supervisor.environment import circus_variables
+from erllama_host.supervisor.leftovers import clean_run_directory, remove_shared_memory, shared_memory_directories
+from erllama_host.supervisor.notes import ExitNote
+from erllama_host.supervisor.process_limits import apply_limits
+from erllama_host.supervisor.start import last_lines
+from erllama_host.supervisor.state import hold, host_state
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def paths(tmp_path):
+    found = Paths(tmp_path / "home", tmp_path / "run", tmp_path / "erllama.toml")
+    found.prepare()
+    return found
+
+
+def test_both_copies_of_circus_ini_are_one():
+    assert (ROOT / "circus.ini").read_text() == (ROOT / "erllama_host/supervisor/circus.ini").read_text()
+
+
+def test_circus_ini_uses_only_variables_that_have_defaults(paths):
+    text = (ROOT / "circus.ini").read_text()
+    used = {part.partition(")")[0] for part in text.split("$(circus.env.")[1:]}
+    assert used <= {name.lower() for name in circus_variables(paths, Config())}
+
+
+def test_circus_ini_is_safe_and_hooked():
+    parser = configparser.RawConfigParser()
+    parser.read(ROOT / "circus.ini")
+    assert parser["circus"]["multicast_endpoint"] == ""
+    assert parser["circus"]["endpoint"].startswith("ipc://") and parser["circus"]["umask"] == "077"
+    for watcher in ("watcher:cache", "watcher:controller"):
+        hooks = [key for key in parser[watcher] if key.startswith("hooks.")]
+        assert len(hooks) == 6 and parser[watcher]["singleton"] == "True"
+
+
+def test_notes_are_bounded_and_found_by_pid(tmp_path):
+    for pid in range(1, 30):
+        notes.write_exit(tmp_path, "model:a.b", ExitNote(pid, 0.0, -9))
+    assert len(notes.read_exits(tmp_path, "model:a.b")) == notes.MAX_NOTES
+    assert notes.exit_of(tmp_path, "model:a.b", 29).exit_code == -9
+    assert notes.exit_of(tmp_path, "model:a.b", 1) is None
+    assert notes.read_exits(tmp_path, "model:other") == []
+    next((tmp_path / "exits").iterdir()).write_text('[{"nonsense": 1}]')
+    assert notes.read_exits(tmp_path, "model:a.b") == []
+    notes.forget_exits(tmp_path, "model:a.b")
+    assert not list((tmp_path / "exits").iterdir())
+
+
+def test_readiness_is_of_one_process(tmp_path):
+    assert not notes.was_ready(tmp_path, "model:x", 5)
+    notes.mark_ready(tmp_path, "model:x", 5)
+    assert notes.was_ready(tmp_path, "model:x", 5) and not notes.was_ready(tmp_path, "model:x", 6)
+
+
+def test_names_of_watchers_and_models():
+    assert notes.model_of_watcher(notes.watcher_name("a.b-c")) == "a.b-c"
+    assert notes.model_of_watcher("cache") is None
+
+
+def test_a_lock_tells_a_live_host_from_a_stale_file(paths):
+    file = paths.run / "host.pid"
+    file.write_text("1")
+    assert not host_state(paths).running
+    lock = hold(file)
+    assert lock is not None and host_state(paths).parent_pid == os.getpid()
+    assert hold(file, wait_s=0.05) is None
+    lock.close()
+    assert not host_state(paths).running
+
+
+def test_a_pid_that_is_somebody_elses_is_no_circusd(paths):
+    (paths.run / "circusd.pid").write_text(f"{os.getpid()}\n")
+    assert host_state(paths).circusd_pid == 0
+
+
+def test_a_beat_that_stops_is_noticed_and_a_late_judge_is_fair(tmp_path):
+    file = tmp_path / "controller.beat"
+    watch = BeatWatch(file, 5.0, 0.0)
+    assert not watch.is_overdue(7, 1.0)
+    file.write_text("7")
+    assert not watch.is_overdue(7, 2.0)
+    assert not watch.is_overdue(7, 4.0)
+    assert not watch.is_overdue(7, 60.0), "nobody looked for 56 s"
+    assert not watch.is_overdue(7, 62.0)
+    assert watch.is_overdue(7, 64.0)
+    assert not watch.is_overdue(8, 65.0), "another process, which has not beaten yet"
+    os.utime(file)
+    assert not watch.is_overdue(7, 66.0)
+
+
+def test_leftovers_are_removed_and_nothing_else(paths, tmp_path, monkeypatch):
+    shared = shared_memory_directories(paths)[1]
+    shared.mkdir()
+    other = shared.with_name(shared.name + "x")
+    other.mkdir()
+    for name in ("clients.sock", "circusd.pid", "host.pid", "controller.beat", "mine.txt"):
+        (paths.run / name).write_text("")
+    notes.mark_ready(paths.run, "cache", 1)
+    remove_shared_memory(paths)
+    clean_run_directory(paths.run)
+    assert not shared.exists() and other.exists()
+    other.rmdir()
+    assert [path.name for path in paths.run.iterdir()] == ["mine.txt"]
+
+
+def test_a_link_in_the_place_of_shared_memory_is_not_followed(paths, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    link = shared_memory_directories(paths)[1]
+    link.symlink_to(precious)
+    remove_shared_memory(paths)
+    assert precious.exists()
+    link.unlink()
+
+
+def test_limits_reach_the_process():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        cpu = min(os.sched_getaffinity(0))
+        limits = {"ERLLAMA_NICE": "7", "ERLLAMA_CPU_AFFINITY": str(cpu), "ERLLAMA_ADDRESS_SPACE_BYTES": str(1 << 40)}
+        apply_limits(process.pid, limits)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 7
+        assert os.sched_getaffinity(process.pid) == {cpu}
+        assert f"{1 << 40}" in Path(f"/proc/{process.pid}/limits").read_text()
+        with pytest.raises(OSError, match="Invalid argument"):
+            apply_limits(process.pid, {"ERLLAMA_CPU_AFFINITY": "9999"})
+    finally:
+        process.communicate(b"\n", timeout=20)
+
+
+def test_last_lines(tmp_path):
+    file = tmp_path / "x.log"
+    assert last_lines(file, 3) == []
+    file.write_text("".join(f"line {number}\n" for number in range(10_000)))
+    assert last_lines(file, 2) == ["line 9998", "line 9999"]
