@@ -162,6 +162,7 @@ class Serving:
         moved = self._take_commands()
         self._requests.expire(now)
         moved |= self._admission.advance(now)
+        core.mailbox.announce()  # a first token from stored logits does not wait for the decode that follows
         stepped = self._stepper.step()
         moved |= core.kv.advance(streaming=core.num_streaming > 0)
         moved |= self._calls.advance(now)

@@ -16,6 +16,9 @@ from erllama_host.errors import ModelLoadFailed
 
 # Without it a failing assertion in ggml starts a debugger to print a backtrace, which can hang the dying process.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+# llama.cpp's threads meet at hundreds of barriers a token. By default they spin there for milliseconds, which is right only while
+# every one of them has a core to itself: with two models at work on two cores a token took 1 to 5 s instead of 30 ms.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import llama_cpp
 
