@@ -106,7 +106,8 @@ class Dispatcher:
                 self._park(envelope, decode_body("c.park", frame, ParkBody), now)
             case "c.fence":
                 self._log.warning("fenced")
-                self.exit_code = ExitCode.FENCED
+                if self._leaving.is_serving:  # else it is on its way out already, and may be saving
+                    self.exit_code = ExitCode.FENCED
             case _:
                 raise InvalidRequest(f"unknown kind {envelope.kind!r}", field="kind")
 

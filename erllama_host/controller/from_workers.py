@@ -64,10 +64,14 @@ class FromWorkers:
             return
         if model.state in (State.STOPPING, State.AWAY):
             return
+        before = self._world.links.of_model(hello.model_id)
         link = self._world.links.hello(routing, hello)
         if link is None:
             self._world.log.warning("fenced", model=hello.model_id, worker=hello.pid, incarnation=hello.incarnation)
+            self._send_away(routing, hello.model_id)
             return
+        if before is not None and before.routing != routing:
+            self._send_away(before.routing, hello.model_id)
         self._heartbeats.heard(model.model_id, time.monotonic())
         self._keeper.watch(model, hello.pid)
         younger = model.incarnation != hello.incarnation
@@ -76,6 +80,10 @@ class FromWorkers:
             self._is_ready(model, hello.info, hello.incarnation)
         elif younger:
             self._keeper.apply(model, Event.HELLO)
+
+    def _send_away(self, routing: bytes, model_id: str) -> None:
+        """Tell a worker that a younger one serves. Most are dead already, and then nobody is told."""
+        send_to_worker(self._world, routing, "c.fence", new_ref(), model_id, b"")
 
     def _progress(self, link: Link, model: Model, body: bytes) -> None:
         told = decode_body("w.progress", body, WorkerProgress)
