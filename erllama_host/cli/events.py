@@ -54,8 +54,12 @@ def events(
             _print([event for event in found.events if model in (None, event.model)], as_json, follow)
 
 
-def follow_events(host: "Client", is_over: Callable[[], bool]) -> None:
-    """Print events as they come until `is_over`; a host that is away for a moment is waited for."""
+def follow_events(host: "Client", not_before: float, is_over: Callable[[], bool]) -> None:
+    """Print events as they come until `is_over`; a host that is away for a moment is waited for.
+
+    Args:
+        not_before: wall clock, seconds; the journal also has what happened before the host was started this time.
+    """
     since = 0
     while not is_over():
         try:
@@ -63,7 +67,7 @@ def follow_events(host: "Client", is_over: Callable[[], bool]) -> None:
         except (HostUnavailable, Timeout):
             continue
         since = found.next
-        _print_as_they_come(found.events)
+        _print_as_they_come([event for event in found.events if event.at >= not_before])
 
 
 def _print(found: list["Event"], as_json: bool, follow: bool) -> None:
@@ -92,7 +96,7 @@ def _print_as_they_come(found: Iterable["Event"]) -> None:
         if not on_terminal:
             print("\t".join((at, name, model, fields)), flush=True)
             continue
-        line = Text.assemble((at, "dim"), "  ", (f"{name:<16}", _style(name)), f" {model:<16} ", (fields, "dim"))
+        line = Text.assemble((at, "dim"), "  ", (f"{name:<18}", _style(name)), f" {model:<16} ", (fields, "dim"))
         console().print(line, soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """`up`, `down`, `status`: the host as a whole."""
 
 import signal
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,16 +43,17 @@ def up(
 
     paths = paths_of(ctx, config)
     parsed = config_of(paths)
+    started_at = time.time()
     with waiting("starting the host") as on_progress:
         running = start_host(paths, parsed, detach=detach, on_progress=on_progress)
     note(f"the host is up, pid {host_state(paths).pid}; clients connect to {paths.endpoint}")
     if not detach:
-        return _attend(ctx, running)
+        return _attend(ctx, running, started_at)
     eager = {model_id for model_id, model in parsed.models.items() if not model.lazy}
     return _wait_for_models(ctx, eager) if wait and eager else Exit.OK
 
 
-def _attend(ctx: typer.Context, running: "RunningHost") -> int:
+def _attend(ctx: typer.Context, running: "RunningHost", started_at: float) -> int:
     """Show the events of a host in the foreground until it ends, or until we are told to end it."""
     from erllama_host.cli.events import follow_events
 
@@ -59,7 +61,7 @@ def _attend(ctx: typer.Context, running: "RunningHost") -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with open_client(ctx) as host:
-            follow_events(host, is_over=lambda: running.wait(0) is not None)
+            follow_events(host, started_at, is_over=lambda: running.wait(0) is not None)
         return Exit.OK if running.wait() == 0 else Exit.FAILED
     except KeyboardInterrupt:
         _stop(running.paths)
@@ -69,8 +71,6 @@ def _attend(ctx: typer.Context, running: "RunningHost") -> int:
 
 def _wait_for_models(ctx: typer.Context, wanted: set[str]) -> int:
     """Wait until none of `wanted` is loading; says which of them failed."""
-    import time
-
     from erllama_host.cli.progress import waiting
 
     begin_by = time.monotonic() + _LOADS_BEGIN_WITHIN_S
@@ -147,8 +147,6 @@ def status(ctx: typer.Context, as_json: JsonFlag = False) -> None:
 
 def _headlines(status: "HostStatus") -> list[str]:
     """Who answers, since when, built on what, with how much memory."""
-    import time
-
     hello = status.hello
     lines = [
         f"erllama {hello.version}, protocol {hello.protocol}, up {duration_text(max(0.0, time.time() - hello.started_at))}"

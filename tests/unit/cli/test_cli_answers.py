@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from erllama_host import supervisor
 from erllama_host.cli import chat as chat_module
 from erllama_host.cli.answering import show, stats_line
 from erllama_host.errors import QueueFull, WorkerDied
@@ -92,6 +93,25 @@ def test_run_without_a_file_and_without_a_host_says_so(erllama, tmp_path):
     ran = erllama("run", str(tmp_path / "missing.gguf"), "x")
     assert ran.code == 4
     assert "there is no file" in ran.err
+
+
+def test_a_file_is_loaded_for_the_answer_and_unloaded_again(erllama, host, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "host_state", lambda _paths: supervisor.HostState(parent_pid=1))
+    path = tmp_path / "big.gguf"
+    host.answers = [FakeStream(pieces("ok"))]
+    assert erllama("run", str(path), "Hi", "-o", "n_ctx=512").out == "ok\n"
+    assert host.asked[0] == ("load_model", str(path), None, {"n_ctx": 512})
+    assert list(host.infos) == ["tiny"]
+
+
+def test_a_file_that_is_loaded_already_is_used_as_it_is(erllama, host, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "host_state", lambda _paths: supervisor.HostState(parent_pid=1))
+    path = tmp_path / "big.gguf"
+    host.infos["big"] = tiny(model_id="big", path=str(path))
+    host.answers = [FakeStream(pieces("ok"))]
+    assert erllama("run", str(path), "Hi").out == "ok\n"
+    assert [kind for kind, *_ in host.asked] == ["chat_stream"]
+    assert set(host.infos) == {"tiny", "big"}
 
 
 # ---- chat ------------------------------------------------------------------------------------------------------------
