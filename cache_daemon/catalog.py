@@ -220,6 +220,8 @@ class Catalog:
         stock = self.holdings.stocks[reservation.tier]
         stock.ledger.reserved_bytes -= reservation.file_bytes
         self.holdings.mappings.add(owner, (reservation.tier, inode))
+        if not adopted:
+            size = reservation.file_bytes  # as counted, whatever the writer says
         copy = Copy(reservation.tier, inode, generation, size, recyclable=not adopted, verified=True)
         wall = now + self.settings.wall_offset_s
         entry = self.holdings.new_entry(reservation.meta, payload_bytes, reservation.target_tier, wall, wall)

@@ -144,6 +144,8 @@ class Dispatch:
         )
 
     def _abort(self, peer: Peer, body: m.Abort, now: float) -> None:
+        if len(body.tokens) != len(body.inodes):
+            raise InvalidRequest("k.abort: as many inodes as tokens are needed", field="inodes")
         for token, inode in zip(body.tokens, body.inodes, strict=True):
             self._catalog.abort(peer.owner, token, inode, now, no_space=body.no_space)
 
@@ -164,7 +166,7 @@ def _meta(wanted: m.WantedSegment, namespace: bytes) -> SegmentMeta:
     keys_fit = all(len(key) == KEY_BYTES for key in (wanted.key, wanted.parent, wanted.root))
     if not sizes_fit or not keys_fit or not 0 <= wanted.covers_from <= wanted.start <= wanted.end < 2**32:
         raise InvalidRequest("k.reserve: keys, range and tokens of a segment do not fit together", field="segments")
-    if not 0 < wanted.capacity_bytes < 2**48:
+    if not wanted.capacity_bytes:
         raise InvalidRequest("k.reserve: capacity_bytes must be greater than 0", field="capacity_bytes")
     return SegmentMeta(
         key=wanted.key,

@@ -9,7 +9,7 @@ neither its leases nor its reservations.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,6 +17,11 @@ from erllama_host.protocol.calls import CacheAnswer, CacheCall, Nothing, Ok
 
 CACHE_BEAT_S = 1.0
 """How often an idle worker pings the daemon."""
+
+
+Pid = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=600_000)]
 
 
 class _Body(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
@@ -40,7 +45,7 @@ class WorkerRegister(_Body, frozen=True):
     """
 
     model_id: str
-    pid: int
+    pid: Pid
     incarnation: str
     namespace: bytes
     tier: str
@@ -63,7 +68,7 @@ class Ping(_Body, frozen=True):
             stopped or hung, and the daemon kills it, so that the supervisor starts it anew. 0: no watching.
     """
 
-    watch_pid: int = 0
+    watch_pid: Pid = 0
     watch_timeout_s: float = 15.0
 
 
@@ -80,7 +85,7 @@ class Lookup(_Body, frozen=True):
     prompt_key: bytes
     reuse: str = "cut"
     parent_key: bytes | None = None
-    wait_ms: int = 0
+    wait_ms: Milliseconds = 0
     cautious: bool = False
 
 
@@ -155,7 +160,7 @@ class WantedSegment(_Body, frozen=True):
     block_tokens: int
     cuttable: bool
     reason: int
-    capacity_bytes: int
+    capacity_bytes: Size
     reply_start: int | None = None
 
 
@@ -210,8 +215,8 @@ class Written(_Body, frozen=True):
     token: int
     inode: int
     generation: int
-    payload_bytes: int
-    file_bytes: int
+    payload_bytes: Size
+    file_bytes: Size
     adopted: bool = False
 
 
@@ -329,7 +334,7 @@ class Pin(_Args, frozen=True):
 class Shrink(_Args, frozen=True):
     """`shrink`: let shared memory go until at most `target_bytes` are in use, for memory pressure."""
 
-    target_bytes: int
+    target_bytes: Size
 
 
 CACHE_OPS: dict[str, type[_Args]] = {
