@@ -27,6 +27,8 @@ from workers.backend.llama.required import REQUIRED
 lib: Any = llama_cpp.llama_cpp
 """The low-level API: untyped, hence the `Any`s of this package."""
 
+# Its warnings are information to us: one says that cells ran out, which is part of every busy day.
+_WARNING_LEVEL = 3
 _ERROR_LEVEL = 4
 _log = logging.getLogger("llama.cpp")
 
@@ -51,7 +53,7 @@ class NativeLog:
             self._captured.append(line)
         if level == _ERROR_LEVEL and not self._error:
             self._error = line
-        python_level = {3: logging.WARNING, _ERROR_LEVEL: logging.ERROR}.get(level, logging.DEBUG)
+        python_level = {_WARNING_LEVEL: logging.INFO, _ERROR_LEVEL: logging.ERROR}.get(level, logging.DEBUG)
         _log.log(python_level, "%s", line)
 
     def clear(self) -> None:

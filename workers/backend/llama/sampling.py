@@ -73,6 +73,8 @@ class LlamaSampler:
         self._grammar = grammar
         self._context = context
         self._draws = params.temperature > 0
+        # llama.cpp would first copy all logits into candidates: 90 µs for 49 000 tokens, where the maximum takes 5.
+        self._only_maximum = not self._draws and grammar is None and not has_penalties(params) and not params.logit_bias
         self._counts_tokens = has_penalties(params)
         self._n_vocab = n_vocab
         self._all: Candidates | None = None
@@ -95,12 +97,16 @@ class LlamaSampler:
 
     def sample(self, row: int) -> int:
         context = self._context()
+        if self._only_maximum:
+            return int(context.logits(row).argmax())
         if self._grammar is not None:
             return self.sample_from(context.logits(row))
         context.require_output(row)
         return int(lib.llama_sampler_sample(self._chain, context.native, row))
 
     def sample_from(self, logits: Logits) -> int:
+        if self._only_maximum:
+            return int(logits.argmax())
         candidates = self._candidates()
         candidates.fill(logits)
         candidates.apply(self._chain)
