@@ -8,15 +8,18 @@ from erllama_host.doctor.finding import ORDER, Finding
 from erllama_host.doctor.leftovers import check_orphaned_memory, check_orphans, check_other_hosts, check_stale_files
 from erllama_host.doctor.places import check_clock, check_config, check_directories, check_keys
 from erllama_host.doctor.resources import check_disk, check_limits, check_memory, check_shared_memory
+from erllama_host.doctor.stored import check_models_file, check_orphaned_files
 
 CHECKS: tuple[Callable[[Context], Iterator[Finding]], ...] = (
     check_config,
     check_directories,
     check_keys,
+    check_models_file,
     check_other_hosts,
     check_orphans,
     check_stale_files,
     check_orphaned_memory,
+    check_orphaned_files,
     check_shared_memory,
     check_disk,
     check_memory,

@@ -1,5 +1,6 @@
 """Every finding of `erllama doctor`, from places and processes that are made up."""
 
+import json
 import os
 import resource
 import time
@@ -14,6 +15,7 @@ from erllama_host.doctor.leftovers import check_orphaned_memory, check_orphans, 
 from erllama_host.doctor.places import check_clock, check_config, check_directories, check_keys
 from erllama_host.doctor.resources import check_disk, check_limits, check_memory, check_shared_memory
 from erllama_host.doctor.scan import HostProcess, role_of
+from erllama_host.doctor.stored import check_models_file, check_orphaned_files
 
 TIB = 1 << 40
 
@@ -177,6 +179,41 @@ def test_shared_memory_of_a_dead_host_is_removed_and_of_a_live_one_kept(look, pa
 )
 def test_roles_are_read_off_command_lines(command, role):
     assert role_of(command.split()) == role
+
+
+def test_a_model_that_is_wanted_and_gone(look, paths, tmp_path):
+    there = tmp_path / "there.gguf"
+    there.write_text("")
+    wanted = {
+        "a": {"config": {"path": str(there)}},
+        "b": {"config": {"path": "/no/such.gguf"}},
+        "c": {"config": {"backend": "stub"}},
+    }
+    paths.models_file.write_text(json.dumps({"models": wanted}))
+    (finding,) = look(check_models_file)
+    assert "b is wanted" in finding.what
+    assert finding.todo.endswith("erllama unload b")
+
+
+def test_a_damaged_list_of_models(look, paths):
+    paths.models_file.write_text('{"models": 7}')
+    (finding,) = look(check_models_file)
+    assert "cannot be read" in finding.what
+    (paths.home / "models.json.damaged-1").write_text("")
+    (finding,) = look(check_orphaned_files)
+    assert "set aside" in finding.what
+    assert not finding.fixable
+
+
+def test_half_written_files_of_the_dead_are_removed_and_those_of_the_living_kept(look, paths):
+    living = paths.home / f".models.json.{os.getpid()}"
+    dead = paths.home / f".models.json.{2**22 + 1}"  # beyond the kernel's largest pid
+    for path in (living, dead):
+        path.write_text("{")
+    (finding,) = look(check_orphaned_files)
+    finding.fix()
+    assert living.exists()
+    assert not dead.exists()
 
 
 # ---- resources -------------------------------------------------------------------------------------------------------
