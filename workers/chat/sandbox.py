@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, NoReturn
 import jinja2
 import jinja2.ext
 import msgspec
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from workers.chat.frames import CPU_S, LENGTH, Answer, Job, Start, pack
@@ -31,12 +33,23 @@ class Refused(Exception):
     """The template called `raise_exception`."""
 
 
+class GenerationBlocks(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`, by which templates mark what the model writes for training: plain text here."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012  # declared so by the base class
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """The statements inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class Template:
     """A compiled template."""
 
     def __init__(self, start: Start) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlocks]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
