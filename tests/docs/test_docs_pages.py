@@ -91,6 +91,15 @@ def test_a_wrong_command_line_would_be_noticed():
     check_command_line("--endpoint tcp://x:1 load x.gguf --id a -o n_ctx=1")
 
 
+def test_every_check_of_doctor_is_explained():
+    page = (ROOT / "docs/guides/operating.md").read_text(encoding="utf-8")
+    checks = set()
+    for path in (ROOT / "erllama_host/doctor").glob("*.py"):
+        checks |= set(re.findall(r"""(?:Finding|ok)\(\s*"([a-z.-]+)",""", path.read_text(encoding="utf-8")))
+    assert len(checks) > 10
+    assert [name for name in sorted(checks) if f"`{name}`" not in page] == []
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
