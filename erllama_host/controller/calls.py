@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -185,8 +186,9 @@ class HostCalls:
         return await self._info(model)
 
 
+@cache
 def _components() -> dict[str, str]:
-    """Versions of what the host is built on."""
+    """Versions of what the host is built on. Read once: looking them up takes milliseconds, and `hello` is asked often."""
     found = {}
     for package in ("pyzmq", "circus", "llama-cpp-python"):
         try:
