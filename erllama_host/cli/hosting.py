@@ -10,6 +10,7 @@ from erllama_host.cli.connection import config_of, open_client, paths_of
 from erllama_host.cli.exits import Exit
 from erllama_host.cli.options import ConfigFile, JsonFlag, flag
 from erllama_host.cli.output import note, print_json, print_tables
+from erllama_host.cli.versions import require_host
 from erllama_host.cli.words import bytes_text, duration_text, plural
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def up(
     from erllama_host.cli.progress import waiting
     from erllama_host.supervisor import host_state, start_host
 
+    require_host()
     paths = paths_of(ctx, config)
     parsed = config_of(paths)
     started_at = time.time()

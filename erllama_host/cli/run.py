@@ -13,6 +13,7 @@ from erllama_host.cli.connection import open_client, paths_of, settings_of
 from erllama_host.cli.exits import Exit
 from erllama_host.cli.options import JsonFlag, LoadOptions, MaxTokens, ModelOrFile, Seed, Temperature, flag
 from erllama_host.cli.output import note, print_json
+from erllama_host.cli.versions import require_host
 from erllama_host.errors import InvalidRequest, ModelLoadFailed
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def _private_host(path: Path) -> Iterator["Client"]:
 
     if not path.exists():
         raise ModelLoadFailed(f"there is no file {path}")
+    require_host()
     with ExitStack() as stack:
         with waiting("starting a private host") as on_progress:
             running = stack.enter_context(private_host(on_progress=on_progress))

@@ -8,6 +8,7 @@ import typer
 from erllama_host import __version__
 
 LLAMA_PACKAGE = "llama-cpp-python"
+HOST_PACKAGES = ("circus", LLAMA_PACKAGE)
 
 
 def show(value: bool) -> None:
@@ -30,6 +31,22 @@ def versions() -> dict[str, str]:
         "circus": installed("circus"),
         "pyzmq": installed("pyzmq"),
     }
+
+
+def require_host() -> None:
+    """Refuse to start a host where only the client is installed.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    from erllama_host.errors import ConfigError
+
+    missing = [package for package in HOST_PACKAGES if installed(package) == "not installed"]
+    if missing:
+        raise ConfigError(
+            f"a host needs {', '.join(missing)}, and only the client is installed here: pip install 'erllama-host[host]'",
+            key="erllama-host[host]",
+        )
 
 
 def installed(package: str) -> str:

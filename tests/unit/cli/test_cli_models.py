@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from erllama_host import supervisor as package
+from erllama_host.cli import versions
 from erllama_host.errors import HostUnavailable, ModelLoadFailed, QueueFull
 from erllama_host.protocol.calls import HostStatus, ModelInfo
 from tests.support.fake_client import tiny
@@ -178,3 +179,11 @@ def test_down_gives_up_its_patience_on_ctrl_c(erllama, supervisor):
     assert ran.code == 0
     assert "stopping at once" in ran.err
     assert supervisor[-2:] == [("stop", False), ("stop", True)]
+
+
+def test_the_client_alone_says_what_a_host_needs(erllama, supervisor, monkeypatch):
+    monkeypatch.setattr(versions, "installed", lambda _package: "not installed")
+    ran = erllama("up", "-d")
+    assert ran.code == 2
+    assert "pip install 'erllama-host[host]'" in ran.err
+    assert supervisor == []
