@@ -8,7 +8,6 @@ import time
 from types import FrameType
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from erllama_host.process import ExitCode
 from erllama_host.transport.sockets import receive
@@ -66,8 +65,7 @@ class Service:
         for report in self._inbox.drain():
             self._dispatcher.report(report)
         self._dispatcher.engine_reports(now)
-        while self._monitor.poll(0):
-            recv_monitor_message(self._monitor)
+        while receive(self._monitor) is not None:  # it tells of nothing but connections
             self._dispatcher.hello()
         while self._seen_signals < self._num_signals:
             self._seen_signals += 1
