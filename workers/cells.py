@@ -27,6 +27,7 @@ class LiveSequence:
         extents: see the module docstring. growing: whether the last extent may grow (it is our own run).
         owner: ref of the request that runs on it; None when it is live cache.
         session: the session it is pinned for. last_used: for eviction, oldest first.
+        incomplete: restored cells that still lack the snapshot which makes them usable.
         saved_end: tokens `[0, saved_end)` have been handed to the store, so that dropping the cells loses nothing.
         chain_end: blocks of `[0, chain_end)` are stored; less than `saved_end` where only snapshots make a point usable.
         asked_end: block boundary up to which saving was begun. saves_open: save jobs that still need its cells.
@@ -43,6 +44,7 @@ class LiveSequence:
     owner: str | None = None
     session: str | None = None
     last_used: float = 0.0
+    incomplete: bool = False
     saved_end: int = 0
     chain_end: int = 0
     asked_end: int = 0
@@ -210,7 +212,7 @@ class Cells:
         best: tuple[int, bool, bool] | None = None
         found: Match | None = None
         for live in self._live.values():
-            if live.space != space or not live.tokens:
+            if live.space != space or not live.tokens or live.incomplete:
                 continue
             length = min(common_prefix_len(live.tokens.tobytes(), row), most)
             exact = length == len(live.tokens)

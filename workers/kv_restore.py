@@ -169,6 +169,7 @@ class Restorer:
             self._undo(request, live, start)
             return False
         self._pool.grew(live, request.row[start:use_end])
+        live.incomplete = kind is PieceKind.CELLS and not self._backend.info.can_truncate
         live.saved_end = use_end
         live.chain_end = start if kind is PieceKind.SNAPSHOT else use_end
         live.asked_end = live.chain_end - live.chain_end % meta.block_tokens

@@ -131,7 +131,7 @@ class KvSession:
 
     def is_usable(self, live: LiveSequence) -> bool:
         """Whether a sequence may stay as live cache: not in the middle of a restore of state that is whole or nothing."""
-        return self._backend.info.can_truncate or self._backend.length(live.seq) == len(live.tokens)
+        return not live.incomplete
 
     def ask_length(self, packed: bytes, space: KeySpace) -> Pending[LookupResult] | None:
         """Ask how much of these tokens is stored; None where nothing can be. `release` the answer."""

@@ -30,6 +30,11 @@ class Pool:
         """`rescue` saves, within its own time limit, what is about to be dropped and is not stored."""
         self._rescue = rescue
 
+    @property
+    def can_share(self) -> bool:
+        """Whether prefixes can be shared at all: the cells of a window that moves on cannot."""
+        return self.backend.kv_shape.swa_mode != "window"
+
     def open(self, space: KeySpace, owner: str, now: float, spare: LiveSequence | None = None) -> LiveSequence:
         """An empty sequence for a request. Lets the least valuable idle sequence but `spare` go if no id is free."""
         if not self.cells.free_ids:
@@ -39,15 +44,16 @@ class Pool:
         live.owner = owner
         return live
 
-    def take(self, match: Match, owner: str, now: float) -> LiveSequence | None:
+    def take(self, match: Match, owner: str, session: str | None, now: float) -> LiveSequence | None:
         """A sequence with the matched tokens for a request; None where the backend cannot share them.
 
-        An idle sequence that is matched whole is taken over, unless a snapshot of its exact end is still to be saved; any other
-        is shared, so that it stays as it is.
+        An idle sequence that is matched whole is taken over, unless it is pinned for somebody else, or a snapshot of its exact
+        end is still to be saved; any other is shared, so that it stays as it is.
         """
         source, length = match.source, match.length
         whole = length == len(source.tokens)
         must_stay = source.saves_open and not self.backend.info.can_truncate
+        whole = whole and source.session in (None, session)
         alone = not self.cells.free_ids and all(live is source for live in self.cells.idle())
         if source.owner is None and (whole or alone) and not must_stay:
             if not self.truncate(source, length):

@@ -134,6 +134,9 @@ class MemoryStore:
     def flush(self, deadline_s):
         return not self.away
 
+    def counters(self):
+        return {"lookups": self.num_lookups}
+
     def close(self, deadline_s):
         self.closed = True
 

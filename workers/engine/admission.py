@@ -131,7 +131,7 @@ class Admission:
         match = core.pool.cells.best_match(packed, space, request.most_reusable)
         if self._wait_for_twin(request, packed, match.length if match else 0):
             return
-        request.live = core.pool.take(match, request.ref, now) if match is not None else None
+        request.live = core.pool.take(match, request.ref, request.submit.session_id, now) if match is not None else None
         if request.live is None:
             request.live = core.pool.open(space, request.ref, now)
         request.cache.live_tokens = request.num_kv
@@ -142,6 +142,8 @@ class Admission:
 
     def _wait_for_twin(self, request: Request, packed: bytes, have: int) -> bool:
         """Wait for a request that is about to compute a longer common prefix than is there now."""
+        if not self._core.pool.can_share:
+            return False
         for other in self._core.running:
             if other is request or other.phase not in _PREFIX_PHASES or other.uses != request.uses:
                 continue
@@ -217,7 +219,7 @@ class Admission:
         core.pool.rest(live, now)
         space = core.space(request.uses)
         match: Match | None = core.pool.cells.best_match(request.packed(), space, end)
-        request.live = core.pool.take(match, request.ref, now) if match is not None else None
+        request.live = core.pool.take(match, request.ref, request.submit.session_id, now) if match is not None else None
         if request.live is None:
             request.live = core.pool.open(space, request.ref, now)
         request.cache.live_tokens, request.cache.tier_tokens = request.num_kv, {}

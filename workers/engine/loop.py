@@ -252,6 +252,8 @@ class Serving:
         prefilling = phases - {Phase.DECODE}
         counters: dict[str, float] = dict(core.counters)
         counters["dropped_sequences"] = core.pool.num_dropped
+        if core.kv.store is not None:
+            counters.update((f"cache_{name}", value) for name, value in core.kv.store.counters().items())
         return EngineSnapshot(
             phase="prefilling" if prefilling else "generating" if phases else "idle",
             work_since=self._work_since,

@@ -34,6 +34,7 @@ class Requests:
     def enqueue(self, request: Request) -> None:
         """Queue a request that may be served."""
         core = self._core
+        assert request.ref not in core.by_ref, f"{request.ref} was submitted twice"
         core.queue.append(request)
         core.by_ref[request.ref] = request
         core.counters["requests"] += 1
@@ -87,6 +88,9 @@ class Requests:
     def finish(self, request: Request, reason: str, cancel_reason: str | None = None) -> None:
         """End a request without an error. Its row stays as live cache, and its tail is on its way into the store."""
         core, now = self._core, self._core.clock()
+        if request.draft_from is not None:
+            self.close(request)
+            return
         self._answers.finish_text(request)
         finish_len = request.num_kv
         finish_key = core.kv.finish(request) if request.live is not None else None
@@ -109,13 +113,16 @@ class Requests:
 
     def fail(self, request: Request, error: ErllamaError) -> None:
         """End a request with an error."""
+        if request.draft_from is not None:
+            self.close(request)
+            return
         self._answers.flush(request)
         self._core.counters[f"errors_{error.code}"] += 1
         self._release(request, self._core.clock())
         self._core.mailbox.report(Failed(request.ref, error))
 
     def close(self, request: Request) -> None:
-        """End a request that nobody hears of (a verification): only give back what it held."""
+        """End a request that nobody hears of (a verification; its call answers): only give back what it held."""
         self._release(request, self._core.clock())
 
     def preempt(self, request: Request) -> None:

@@ -434,3 +434,38 @@ def test_a_fork_goes_its_own_way(kind):
     assert harness.end_of(one).generated == cold(left, kind, max_tokens=10)
     assert harness.end_of(two).generated == cold(right, kind, max_tokens=10)
     assert {harness.end_of(ref).cache.kind for ref in (one, two)} == {"live"}
+
+
+def test_others_neither_take_a_pinned_sequence_over_nor_lengthen_it():
+    harness = engine()
+    first = harness.run(PROMPT, max_tokens=4, session_id="s")
+    row = harness.tokens(PROMPT) + list(first.generated)
+    end = harness.run([*row, *harness.tokens(" and more")], max_tokens=4)
+    assert end.cache.kind == "live"
+    assert len(harness.core.pool.cells.in_session("s").tokens) == first.finish_len
+
+
+def test_cells_without_their_snapshot_are_never_reused():
+    store = warm_store("hybrid")
+    harness = engine(store, "hybrid")
+    store.manual = True
+    ref = harness.submit(PROMPT, max_tokens=12)
+    harness.until(lambda: ref in harness.core.by_ref and harness.core.by_ref[ref].phase is Phase.LOOKUP)
+    store.manual = False
+    store.deliver()
+    request, kv = harness.core.by_ref[ref], harness.core.kv
+    assert kv.lookup_done(request)
+    request.enter(Phase.RESTORING)
+    restorer = kv._restorer
+    whole = restorer._choose
+
+    def first_segment_only(*arguments):
+        return whole(*arguments)[:1]
+
+    restorer._choose = first_segment_only
+    harness.finish(ref)
+    restorer._choose = whole
+    end = harness.end_of(ref)
+    assert end.cache.kind == "cold" and end.generated == cold(PROMPT, "hybrid", max_tokens=12)
+    again = harness.run(PROMPT + " more", max_tokens=12)
+    assert again.generated == cold(PROMPT + " more", "hybrid", max_tokens=12)
