@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from erllama_host.config import Paths
 from erllama_host.supervisor.leftovers import shared_memory_directories
 from tests.support.command_line import Shell
