@@ -1,4 +1,4 @@
-"""Fingerprints of model files, and what is remembered of them."""
+"""Fingerprints of model files, what is remembered of them, and the key spaces made from them."""
 
 import hashlib
 import json
@@ -8,95 +8,96 @@ import pytest
 
 from erllama_host.config.model import ModelConfig, StubConfig
 from erllama_host.errors import ConfigError, ModelLoadFailed
-from workers import fingerprint
+from erllama_host.kv.keys import ContextShape
+from tests.support.backends import open_stub_backend
 from workers.backend.values import KvMode, SelfCheck
 from workers.fingerprint import model_fingerprint, remember_mode, remembered_mode
+from workers.namespace import Namespace, context_hash
 
 
 @pytest.fixture
 def model(tmp_path):
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + os.urandom(2 << 20))
+    path.write_bytes(b"GGUF" + os.urandom(3 << 20))
     return path
 
 
-def of(path, home=None, **options):
-    return model_fingerprint(ModelConfig(path=str(path), **options), home)
-
-
-def test_safe_is_the_sha256_of_the_file(model, tmp_path):
-    assert of(model, tmp_path) == hashlib.sha256(model.read_bytes()).digest()
-
-
-def test_an_unchanged_file_is_hashed_once(model, tmp_path, monkeypatch):
-    first = of(model, tmp_path)
-    monkeypatch.setattr(fingerprint, "file_sha256", lambda path: pytest.fail("hashed again"))
-    assert of(model, tmp_path) == first
-
-
-@pytest.mark.parametrize("change", ["content", "mtime", "inode"])
-def test_a_file_that_may_have_changed_is_hashed_again(model, tmp_path, change):
-    of(model, tmp_path)
-    status = model.stat()
-    if change == "content":
-        model.write_bytes(b"GGUF" + os.urandom(2 << 20))
-    elif change == "mtime":
-        os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    else:
-        content = model.read_bytes()
-        other = tmp_path / "other"
-        other.write_bytes(content[:-1] + b"!")
-        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
-        other.replace(model)
-    assert of(model, tmp_path) == hashlib.sha256(model.read_bytes()).digest()
-
-
-def test_junk_in_the_memory_costs_a_hash_and_nothing_else(model, tmp_path):
-    for junk in (b"{", b"[1]", b'{"x": 3}', b"\xff"):
-        (tmp_path / "fingerprints.json").write_bytes(junk)
-        assert of(model, tmp_path) == hashlib.sha256(model.read_bytes()).digest()
-    assert json.loads((tmp_path / "fingerprints.json").read_text())
+def test_safe_is_the_sha256_of_the_file_and_is_remembered_until_the_file_changes(model, tmp_path):
+    config = ModelConfig(path=str(model))
+    truth = hashlib.sha256(model.read_bytes()).digest()
+    assert model_fingerprint(config, tmp_path) == truth
+    memory = tmp_path / "fingerprints.json"
+    entries = json.loads(memory.read_text())
+    memory.write_text(json.dumps(dict.fromkeys(entries, "ab" * 32)))
+    assert model_fingerprint(config, tmp_path) == bytes.fromhex("ab" * 32), "the second time nothing is hashed"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    os.utime(model, ns=(1, 1))
+    assert model_fingerprint(config, tmp_path) == hashlib.sha256(content).digest()
+    assert model_fingerprint(config, None) == hashlib.sha256(content).digest()
 
 
 def test_chunked_sees_the_header_the_size_and_samples(model):
-    def chunked():
-        return of(model, fingerprint_mode="gguf_chunked")
+    config = ModelConfig(path=str(model), fingerprint_mode="gguf_chunked")
+    first = model_fingerprint(config, None)
+    assert first == model_fingerprint(config, None) != hashlib.sha256(model.read_bytes()).digest()
+    with model.open("ab") as file:
+        file.write(b"x")
+    longer = model_fingerprint(config, None)
+    with model.open("r+b") as file:
+        file.seek(100)
+        file.write(b"header")
+    assert len({first, longer, model_fingerprint(config, None)}) == 3
 
-    content = model.read_bytes()
-    seen = {chunked()}
-    for changed in (b"X" + content[1:], content[:-1] + b"!", content + b"!"):
-        model.write_bytes(changed)
-        seen.add(chunked())
-    assert len(seen) == 4
-    model.write_bytes(content)
-    assert chunked() in seen
 
-
-def test_fast_unsafe_trusts_the_caller(model):
-    assert of(model, fingerprint_mode="fast_unsafe", fingerprint="ab" * 32) == b"\xab" * 32
-    for claimed in (None, "xyz", "ab"):
+def test_fast_unsafe_believes_the_caller_and_needs_64_digits():
+    claimed = ModelConfig(path="/nowhere", fingerprint_mode="fast_unsafe", fingerprint="cd" * 32)
+    assert model_fingerprint(claimed, None) == bytes.fromhex("cd" * 32)
+    for wrong in (None, "", "zz" * 32, "cd" * 31):
         with pytest.raises(ConfigError):
-            of(model, fingerprint_mode="fast_unsafe", fingerprint=claimed)
+            model_fingerprint(ModelConfig(path="x", fingerprint_mode="fast_unsafe", fingerprint=wrong), None)
 
 
-def test_a_missing_file_cannot_be_loaded(tmp_path):
+@pytest.mark.parametrize("mode", ["safe", "gguf_chunked"])
+def test_an_unreadable_file_is_a_failed_load(tmp_path, mode):
     with pytest.raises(ModelLoadFailed, match="cannot read"):
-        of(tmp_path / "none.gguf", tmp_path)
+        model_fingerprint(ModelConfig(path=str(tmp_path / "none.gguf"), fingerprint_mode=mode), tmp_path)
 
 
-def test_stubs_that_answer_differently_have_different_fingerprints():
-    def stub(**options):
-        return model_fingerprint(ModelConfig(backend="stub", stub=StubConfig(**options)), None)
-
-    assert len({stub(), stub(salt=1), stub(emit="x"), stub(kind="hybrid")}) == 4
-    assert stub() == stub(token_ms=5.0)
+def test_stubs_of_different_behaviour_have_different_fingerprints():
+    stubs = [StubConfig(), StubConfig(salt=1), StubConfig(emit="x"), StubConfig(kind="recurrent")]
+    prints = {model_fingerprint(ModelConfig(backend="stub", stub=stub), None) for stub in stubs}
+    assert len(prints) == 4
 
 
-def test_a_self_check_is_remembered_unless_it_failed(tmp_path):
-    root = b"r" * 32
-    assert remembered_mode(tmp_path, root) is None
-    remember_mode(tmp_path, root, SelfCheck(KvMode.UNCACHED, "no", 1.0))
-    assert remembered_mode(tmp_path, root) is None
-    remember_mode(tmp_path, root, SelfCheck(KvMode.SEGMENTS, "ok", 1.0))
-    assert remembered_mode(tmp_path, root) is KvMode.SEGMENTS
-    assert remembered_mode(tmp_path, b"s" * 32) is None
+def test_verdicts_are_remembered_per_namespace_but_failures_are_not(tmp_path):
+    remember_mode(tmp_path, bytes(32), SelfCheck(KvMode.SEGMENTS, "fine", 1.0))
+    remember_mode(tmp_path, b"\1" * 32, SelfCheck(KvMode.UNCACHED, "broken", 1.0))
+    assert remembered_mode(tmp_path, bytes(32)) is KvMode.SEGMENTS
+    assert remembered_mode(tmp_path, b"\1" * 32) is None and remembered_mode(None, bytes(32)) is None
+
+
+def test_memories_keep_the_newest_entries(tmp_path):
+    for number in range(600):
+        if number % 100 == 0 or number > 590:
+            remember_mode(tmp_path, number.to_bytes(32, "big"), SelfCheck(KvMode.SNAPSHOTS, "fine", 1.0))
+    entries = json.loads((tmp_path / "self-checks.json").read_text())
+    assert 0 < len(entries) <= 512 and list(tmp_path.glob("*.tmp")) == []
+
+
+def test_key_spaces_differ_by_model_adapters_scale_quantisation_and_context():
+    shape = open_stub_backend().kv_shape
+    base = Namespace(bytes(32), "Q4_K_M", context_hash(None, shape))
+    assert base.space([]) is base.space([]) and base.root == base.space([]).root
+    sha = b"\7" * 32
+    roots = {
+        base.root,
+        base.space([(sha, 1.0)]).root,
+        base.space([(sha, 0.5)]).root,
+        Namespace(b"\1" * 32, "Q4_K_M", context_hash(None, shape)).root,
+        Namespace(bytes(32), "Q8_0", context_hash(None, shape)).root,
+        Namespace(bytes(32), "Q4_K_M", context_hash("ee" * 32, shape)).root,
+    }
+    assert len(roots) == 6
+    assert isinstance(shape, ContextShape)
