@@ -16,11 +16,11 @@ from erllama_host.config import ModelConfig
 from erllama_host.controller import specs
 from erllama_host.controller.desired import Wanted
 from erllama_host.controller.lifecycle import SHOULD_RUN, Event, Model, State
-from erllama_host.controller.placement import fits
+from erllama_host.controller.room import make_room
 from erllama_host.controller.watch import ProcessWatch
 from erllama_host.controller.worker_calls import park, tell_moved
 from erllama_host.controller.world import World
-from erllama_host.errors import ErllamaError, InternalError, ModelNotLoaded, NoMemory
+from erllama_host.errors import ErllamaError, InternalError, ModelNotLoaded
 from erllama_host.ids import auto_model_id, check_model_id
 from erllama_host.supervisor import notes
 
@@ -57,7 +57,7 @@ class Keeper:
             if known is not None:
                 return known
             await asyncio.to_thread(specs.check_model_file, config)
-            self._check_memory(config)
+            await make_room(self._world, config, self.let_go)
             if model_id is None:
                 model_id = await self._auto_id()
             return self.begin(Model(check_model_id(model_id), config, load_id))
@@ -293,16 +293,6 @@ class Keeper:
     def _ended(self, model: Model, pid: int) -> None:
         self._watches.pop(model.model_id, None)
         self.on_death(model, pid)
-
-    def _check_memory(self, config: ModelConfig) -> None:
-        needed = self._world.footprints.needed_bytes(config)
-        memory = next((each for each in self._world.memory() if each.name == "ram"), None)
-        if memory is not None and needed and not fits(needed, memory, 0):
-            raise NoMemory(
-                f"{config.path} needs about {needed >> 20} MiB and {memory.free_bytes >> 20} MiB are free",
-                needed_bytes=needed,
-                free_bytes=memory.free_bytes,
-            )
 
     async def _auto_id(self) -> str:
         numbers: list[int] = []

@@ -126,6 +126,30 @@ def unused(models: Iterable[Candidate]) -> list[str]:
     ]
 
 
-def fits(needed_bytes: int, memory: Memory, cache_bytes: int) -> bool:
-    """Whether a load of `needed_bytes` leaves a margin free; what the cache holds can be let go for it."""
-    return needed_bytes + LOAD_MARGIN_BYTES <= memory.free_bytes + cache_bytes
+@dataclass(frozen=True)
+class Room:
+    """How to make room for a load: shrink the cache by `shrink_bytes`, let `models` go. All empty: it fits as it is."""
+
+    shrink_bytes: int = 0
+    models: tuple[str, ...] = ()
+
+
+def room_for(
+    needed_bytes: int, memory: Memory, cache_bytes: int, models: Iterable[tuple[Candidate, int]]
+) -> Room | None:
+    """What must go so that a load of `needed_bytes` fits with a margin; None when not even that would do.
+
+    Args:
+        models: those that serve, with the bytes each would give back.
+    """
+    missing = needed_bytes + LOAD_MARGIN_BYTES - memory.free_bytes
+    if missing <= 0:
+        return Room()
+    shrink = min(missing, cache_bytes)
+    missing -= shrink
+    gone: list[str] = []
+    for model, num_bytes in sorted(models, key=lambda pair: value(pair[0])):
+        if missing > 0 and is_idle(model):
+            gone.append(model.model_id)
+            missing -= num_bytes
+    return Room(shrink, tuple(gone)) if missing <= 0 else None

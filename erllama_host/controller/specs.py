@@ -52,7 +52,10 @@ def watcher_options(paths: Paths, config: Config, model: Model) -> dict[str, Any
     return {
         "singleton": True,
         "copy_env": True,
-        "env": _environment(model.config),
+        "env": {
+            "ERLLAMA_MAX_RESTARTS": str(model.config.max_restarts),
+            "ERLLAMA_WITHIN_S": str(model.config.within_s),
+        },
         "stop_signal": 15,
         "graceful_timeout": stop_time_s(model.config),
         "close_child_stdout": True,
@@ -74,22 +77,6 @@ def stop_time_s(config: ModelConfig) -> float:
 def log_file(paths: Paths, model_id: str) -> Path:
     """The log of a model's worker."""
     return paths.logs / f"{watcher_name(model_id).replace(':', '-')}.log"
-
-
-def _environment(config: ModelConfig) -> dict[str, str]:
-    values: dict[str, Any] = {
-        "ERLLAMA_MAX_RESTARTS": config.max_restarts,
-        "ERLLAMA_WITHIN_S": config.within_s,
-        "ERLLAMA_NICE": config.nice or None,
-        "ERLLAMA_ADDRESS_SPACE_BYTES": config.address_space_bytes,
-        "ERLLAMA_CPU_AFFINITY": _joined(config.cpu_affinity),
-        "CUDA_VISIBLE_DEVICES": _joined(config.gpu_ids),
-    }
-    return {name: str(value) for name, value in values.items() if value is not None}
-
-
-def _joined(numbers: list[int] | None) -> str | None:
-    return ",".join(map(str, numbers)) if numbers is not None else None
 
 
 def check_model_file(config: ModelConfig) -> None:

@@ -15,6 +15,7 @@ from erllama_host.controller.deaths import Deaths
 from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Event, Model, State
 from erllama_host.controller.reconcile import Act, Step, differences
+from erllama_host.controller.room import cache_ram_bytes
 from erllama_host.controller.watch import Heartbeats
 from erllama_host.controller.worker_calls import evict
 from erllama_host.controller.world import World
@@ -143,7 +144,7 @@ class Upkeep:
         now = time.monotonic()
         candidates = [views.candidate(model, now) for model in self._world.models if model.state is State.READY]
         memories = self._world.memory()
-        cache_bytes = await self._cache_bytes() if self._pressure.is_high(memories) else 0
+        cache_bytes = await cache_ram_bytes(self._world) if self._pressure.is_high(memories) else 0
         relief = self._pressure.next_relief(memories, candidates, cache_bytes)
         if relief is None:
             return
@@ -154,14 +155,6 @@ class Upkeep:
             await evict(self._world, self._world.models.get(relief.model_id))
         else:
             await self._keeper.let_go(self._world.models.get(relief.model_id), "memory")
-
-    async def _cache_bytes(self) -> int:
-        """Shared memory the cache holds; 0 while the daemon is away."""
-        try:
-            tiers = (await self._world.cache.call("stats", timeout_s=TICK_S)).get("tiers", {})
-        except ErllamaError:
-            return 0
-        return sum(int(tier.get("used_bytes", 0)) for tier in tiers.values() if tier.get("kind") != "disk")
 
     async def _unload_unused(self) -> None:
         now = time.monotonic()

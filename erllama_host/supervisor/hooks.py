@@ -2,7 +2,7 @@
 
     before_start   the first one installs the mends (mend.py); an operator's start forgets earlier failures
     before_spawn   finds ends that circus has not reported; refuses a process that has been given up
-    after_spawn    remembers the process, sets its limits
+    after_spawn    remembers the process
     before_reap    takes the last words of a process; ends one that circus would otherwise wait for in a busy loop, for ever
     after_reap     writes the exit note, decides about the next life (intensity.py)
     after_stop     when circusd itself ends in order: removes what only circusd's end may remove
@@ -24,7 +24,6 @@ from erllama_host.supervisor import mend, notes
 from erllama_host.supervisor.beat_watch import BeatWatch
 from erllama_host.supervisor.intensity import History, Limits
 from erllama_host.supervisor.leftovers import remove_shared_memory
-from erllama_host.supervisor.process_limits import apply_limits
 
 STATIC_WATCHERS = ("cache", "controller")
 BEAT_CHECK_S = 1.0
@@ -140,12 +139,8 @@ def before_spawn(watcher: Any, arbiter: Any, hook_name: str, **kwargs: Any) -> b
 
 
 def after_spawn(watcher: Any, arbiter: Any, hook_name: str, pid: int, **kwargs: Any) -> bool:
-    """Remember the process and set its limits; one that cannot be set is logged, and the process runs without it."""
+    """Remember the process: its end must be accounted for before the next one."""
     arbiter.erllama.running[watcher.name] = pid
-    try:
-        apply_limits(pid, watcher.env or {})
-    except OSError as error:
-        mend.log.error("%s: limits could not be set: %s", watcher.name, error)
     return True
 
 

@@ -15,7 +15,7 @@ import zmq
 from zmq.auth import load_certificate
 
 from erllama_host.config import Config, Paths, parse_config
-from erllama_host.errors import ConfigError, Forbidden, HostUnavailable, ModelLoading, ModelNotLoaded
+from erllama_host.errors import ConfigError, Forbidden, HostUnavailable, ModelLoading, ModelNotLoaded, NoMemory
 from erllama_host.ids import new_routing_id
 from erllama_host.supervisor import private_host, start_host, stop_host
 from erllama_host.supervisor.handshake import ask_hello
@@ -131,6 +131,17 @@ def test_memory_pressure_lets_idle_models_go(tmp_path):
         eventually(lambda: statuses(host)["less"] == "away", "the less valuable model is let go")
         memory.write_text(json.dumps([{"total_bytes": 1000, "used_bytes": 100}]))
         eventually(lambda: len(client.infer("less", 2)) == 2, "it comes back with a request")
+
+
+def test_a_load_that_cannot_fit_is_refused_before_it_starts(tmp_path):
+    memory, model = tmp_path / "memory.json", tmp_path / "model.gguf"
+    memory.write_text(json.dumps([{"total_bytes": 100 << 20, "used_bytes": 0}]))
+    model.write_bytes(b"GGUF" + bytes(1000))
+    with running_host(f'[host]\nmemory_file = "{memory}"\n') as host, host.client() as client:
+        with pytest.raises(NoMemory) as caught:
+            client.call("load_model", {"path": str(model)})
+        assert caught.value.details["free_bytes"] == 100 << 20
+        assert statuses(host) == {}
 
 
 def test_a_host_going_down_refuses_new_work():

@@ -42,20 +42,12 @@ def test_a_spec_is_all_a_worker_needs(paths):
     assert len(specs.read_specs(paths)) == 1
 
 
-def test_the_watcher_carries_the_limits(paths):
-    config = ModelConfig(
-        backend="stub", max_restarts=3, gpu_ids=[0, 2], nice=5, cpu_affinity=[1], address_space_bytes=1 << 30
-    )
+def test_the_watcher_carries_what_the_supervisor_needs(paths):
+    config = ModelConfig(backend="stub", max_restarts=3, within_s=9.0, evict_save_timeout_s=7.0)
     options = specs.watcher_options(paths, Config(), Model("tiny", config, "x"))
-    assert options["env"] == {
-        "ERLLAMA_MAX_RESTARTS": "3",
-        "ERLLAMA_WITHIN_S": "60.0",
-        "ERLLAMA_NICE": "5",
-        "ERLLAMA_ADDRESS_SPACE_BYTES": str(1 << 30),
-        "ERLLAMA_CPU_AFFINITY": "1",
-        "CUDA_VISIBLE_DEVICES": "0,2",
-    }
-    assert options["graceful_timeout"] == config.evict_save_timeout_s + 5
+    assert options["env"] == {"ERLLAMA_MAX_RESTARTS": "3", "ERLLAMA_WITHIN_S": "9.0"}
+    assert options["graceful_timeout"] == 12.0
+    assert options["stderr_stream"]["filename"] == str(paths.logs / "model-tiny.log")
     json.dumps(options)
 
 

@@ -10,8 +10,9 @@ from erllama_host.controller.placement import (
     LetGo,
     Memory,
     Pressure,
+    Room,
     ShrinkCache,
-    fits,
+    room_for,
     unused,
 )
 
@@ -88,8 +89,11 @@ def test_unused_models():
     assert unused(models) == ["a"]
 
 
-def test_a_load_must_leave_a_margin():
+def test_room_for_a_load_comes_from_the_cache_first_then_from_idle_models():
     free = Memory(total_bytes=2000 * MIB, used_bytes=1000 * MIB)
-    assert fits(700 * MIB, free, 0)
-    assert not fits(900 * MIB, free, 0)
-    assert fits(900 * MIB, free, 200 * MIB)
+    models = [(model("a", priority=1), 300 * MIB), (model("b"), 300 * MIB), (model("c", pending=1), 900 * MIB)]
+    assert room_for(700 * MIB, free, 0, models) == Room()
+    assert room_for(800 * MIB, free, 200 * MIB, models) == Room(56 * MIB)
+    assert room_for(1000 * MIB, free, 200 * MIB, models) == Room(200 * MIB, ("b",))
+    assert room_for(1400 * MIB, free, 100 * MIB, models) == Room(100 * MIB, ("b", "a"))
+    assert room_for(1500 * MIB, free, 100 * MIB, models) is None, "busy models stay"

@@ -2,8 +2,6 @@
 
 import configparser
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from erllama_host.supervisor.beat_watch import BeatWatch
 from erllama_host.supervisor.environment import circus_variables
 from erllama_host.supervisor.leftovers import clean_run_directory, remove_shared_memory, shared_memory_directories
 from erllama_host.supervisor.notes import ExitNote
-from erllama_host.supervisor.process_limits import apply_limits
 from erllama_host.supervisor.start import last_lines
 from erllama_host.supervisor.state import hold, host_state
 
@@ -126,21 +123,6 @@ def test_a_link_in_the_place_of_shared_memory_is_not_followed(paths, tmp_path):
     remove_shared_memory(paths)
     assert precious.exists()
     link.unlink()
-
-
-def test_limits_reach_the_process():
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        cpu = min(os.sched_getaffinity(0))
-        limits = {"ERLLAMA_NICE": "7", "ERLLAMA_CPU_AFFINITY": str(cpu), "ERLLAMA_ADDRESS_SPACE_BYTES": str(1 << 40)}
-        apply_limits(process.pid, limits)
-        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 7
-        assert os.sched_getaffinity(process.pid) == {cpu}
-        assert f"{1 << 40}" in Path(f"/proc/{process.pid}/limits").read_text()
-        with pytest.raises(OSError, match="Invalid argument"):
-            apply_limits(process.pid, {"ERLLAMA_CPU_AFFINITY": "9999"})
-    finally:
-        process.communicate(b"\n", timeout=20)
 
 
 def test_last_lines(tmp_path):
