@@ -38,6 +38,8 @@ from workers.self_info import SelfInfo
 from workers.streams import Effect, Send
 
 LOADING_RETRY_S = 0.5
+UNANSWERED = frozenset({"cancel", "credit"})
+"""An error with a stream's ref ends the stream; a faulty `credit` must not."""
 ADAPTER_KINDS = frozenset({"load_adapter", "unload_adapter", "set_adapter_scale"})
 
 MakeChat = Callable[[LoadedModel], Chat]
@@ -95,8 +97,11 @@ class Dispatcher:
             else:
                 self._from_client(envelope, body, now)
         except ErllamaError as error:
-            self._log.rate_limited("refused", kind=envelope.kind, ref=envelope.ref, code=error.code)
-            self._outbox.error(envelope.peer, envelope.ref, error)
+            self._log.rate_limited(
+                "refused", kind=envelope.kind, ref=envelope.ref, code=error.code, error=error.message
+            )
+            if envelope.kind not in UNANSWERED:
+                self._outbox.error(envelope.peer, envelope.ref, error)
 
     def _from_controller(self, envelope: Envelope, frame: bytes, now: float) -> None:
         match envelope.kind:
@@ -309,6 +314,12 @@ class Dispatcher:
         self._calls.expire(now)
         if self._inference is not None:
             self._inference.expire(now)
+
+    def farewell(self, now: float) -> None:
+        """Last messages of an orderly end: how requests ended that were cut off, without waiting for their clients' credit."""
+        self.engine_reports(now)
+        if self._inference is not None:
+            self._inference.release(now)
 
     def terminate(self, now: float) -> None:
         """SIGTERM."""

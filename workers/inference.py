@@ -180,6 +180,10 @@ class Inference:
         """Look at signs of life and deadlines."""
         self._carry_out(self._streams.expire(now))
 
+    def release(self, now: float) -> None:
+        """Send all that has ended, without waiting for credit."""
+        self._carry_out(self._streams.release(now))
+
     def end_opening(self, reason: str) -> None:
         """Cancel what has not reached the engine yet; the rest it ends itself when it is parked."""
         for ref in self._streams.active_refs:

@@ -292,6 +292,14 @@ class Streams:
             del self._settled[stream.ref]
         return effects
 
+    def release(self, now: float) -> list[Effect]:
+        """Send what has ended to its end, whatever the credit: the process is about to leave."""
+        return [
+            effect
+            for stream in list(self._unread.values())
+            for effect in self._grant(stream, stream.num_tokens + 1, now)
+        ]
+
     # ---- inside --------------------------------------------------------------------------------------------------
 
     def _owned(self, ref: str, peer: bytes) -> Stream | None:

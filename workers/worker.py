@@ -123,7 +123,7 @@ class Worker:
             self._engine.post(Stop())
             self._engine.abort()
             self._thread.join(ENGINE_STOP_S)
-            self._dispatcher.engine_reports(time.monotonic())  # how requests ended that were cut off by a second signal
+            self._dispatcher.farewell(time.monotonic())
         self._service.close()
         self._socket.close(linger=LINGER_MS if self.failure is None else FAILURE_LINGER_MS)
         self._context.term()

@@ -200,7 +200,7 @@ def test_the_note_of_a_failure_is_gone_after_a_good_start():
 
 def test_sigterm_ends_running_requests_and_leaves_with_zero():
     with WorkerProcess({"backend": "stub", "n_ctx": 8192, "stub": {"token_ms": 30.0}}) as worker:
-        ref = infer(worker, text="hello", max_tokens=8000, credit=8000)
+        ref = infer(worker, text="hello", max_tokens=8000, credit=1)  # nor does the end wait for credit
         worker.controller.expect("tokens", ref=ref)
         worker.process.send_signal(signal.SIGTERM)
         done = worker.controller.expect("done", ref=ref)

@@ -222,6 +222,16 @@ def test_nonsense_is_answered_and_the_loop_goes_on(shared, kind, raw, words):
     assert shared.controller.call("status").status == "idle"
 
 
+def test_a_faulty_credit_does_not_end_the_stream(shared):
+    ref = start(shared)
+    shared.engine.submitted(ref)
+    shared.controller.send("credit", raw=b"\xc1", ref=ref, peer=CLIENT)
+    shared.controller.send("credit", Credit(tokens=-5), ref=ref, peer=CLIENT)
+    shared.engine.finish(ref)
+    _, _, end = shared.controller.stream(ref)
+    assert end.finish_reason == "stop"
+
+
 def test_frames_that_are_no_message_are_ignored(shared):
     shared.controller.socket.send_multipart([shared.controller.worker, b"\xc1"])
     shared.controller.socket.send_multipart([shared.controller.worker, b""])

@@ -171,3 +171,12 @@ def test_text_released_after_the_last_token_needs_no_credit():
     streams.generated(tokens(0, 1), 0.0)
     effects = streams.generated(Generated(REF, 1, (), (Part("text", "tail"),)), 0.1)
     assert [body.parts for body in sent(effects)] == [[Part("text", "tail")]]
+
+
+def test_before_the_process_leaves_what_has_ended_is_sent_without_credit():
+    streams = opened(credit=1)
+    streams.generated(tokens(0, 1), 0.0)
+    streams.generated(tokens(1, 2), 0.1)
+    assert streams.ended(REF, "done", DONE, 0.2) == []
+    assert [effect.kind for effect in streams.release(0.3)] == ["tokens", "done"]
+    assert streams.release(0.4) == []
