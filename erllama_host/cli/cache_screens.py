@@ -6,20 +6,20 @@ from typing import Any
 from erllama_host.cli.output import Column, Table
 from erllama_host.cli.words import bytes_text, count_text, duration_text, share_text
 
-_SHOWN_KEY_DIGITS = 16
+_SHOWN_KEY_DIGITS = 12
 
 
 def segments_table(result: Mapping[str, Any], whole_keys: bool) -> Table:
     """`erllama cache ls`."""
     columns = (
-        Column("KEY", cut=True),
+        Column("KEY"),
         Column("KIND"),
         Column("MODEL", cut=True),
         Column("TOKENS", "right"),
         Column("SIZE", "right"),
         Column("TIERS"),
         Column("HITS", "right"),
-        Column("IDLE", "right"),
+        Column("IDLE", "right", wide=True),
         Column("AGE", "right", wide=True),
         Column("SAVED BY", wide=True),
         Column("NOTE"),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WIDE_COLUMNS = 120
 """From this width on a terminal shows the columns marked `wide` too."""
 
+_GAP = 2
+_NARROWEST = 8
+
 STATUS_STYLE = {
     "idle": "green",
     "running": "green",
@@ -103,29 +106,41 @@ def print_lines(table: Table, stream: TextIO | None = None) -> None:
 
 
 def rich_table(table: Table, width: int) -> "RichTable":
-    """The table for a terminal of `width` columns. What does not fit is taken from the columns that may give: `fold`, `cut`."""
+    """The table for a terminal of `width` columns."""
+    from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = [index for index, column in enumerate(table.columns) if width >= WIDE_COLUMNS or not column.wide]
-    made = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
-    for index in shown:
-        column = table.columns[index]
-        longest = max(len(text) for text in (column.title, *(row[index] for row in table.rows)))
+    columns = [table.columns[index] for index in shown]
+    longest = [max(cell_len(text) for text in (table.columns[i].title, *(row[i] for row in table.rows))) for i in shown]
+    made = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold dim")
+    for column, column_width in zip(columns, fit(columns, longest, width), strict=True):
+        overflow: Literal["fold", "ellipsis"] = "fold" if column.fold else "ellipsis"
         made.add_column(
-            column.title,
-            justify=column.justify,
-            no_wrap=not column.fold,
-            overflow="fold" if column.fold else "ellipsis",
-            min_width=None if column.fold or column.cut else longest,
+            column.title, justify=column.justify, no_wrap=not column.fold, overflow=overflow, width=column_width
         )
     for row in table.rows:
-        cells = []
-        for index in shown:
-            style = STATUS_STYLE.get(row[index].split(" ")[0], "") if table.columns[index].status else ""
-            cells.append(Text(row[index], style=style))
-        made.add_row(*cells)
+        styles = [
+            STATUS_STYLE.get(row[index].split(" ")[0], "") if table.columns[index].status else "" for index in shown
+        ]
+        made.add_row(*(Text(row[index], style=style) for index, style in zip(shown, styles, strict=True)))
     return made
+
+
+def fit(columns: Sequence[Column], longest: Sequence[int], width: int) -> list[int]:
+    """Widths of columns whose longest cells are `longest`, in a terminal of `width`.
+
+    What is too much is taken from the columns that may give (`cut`, `fold`), always from the widest of them, down to a minimum.
+    """
+    widths = list(longest)
+    giving = [index for index, column in enumerate(columns) if column.cut or column.fold]
+    while sum(widths) + _GAP * (len(widths) - 1) > width:
+        widest = max(giving, key=lambda index: widths[index], default=None)
+        if widest is None or widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def note(text: str) -> None:

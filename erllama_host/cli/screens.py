@@ -129,7 +129,7 @@ def events_table(events: Sequence[Event]) -> Table:
     return Table(_EVENT_COLUMNS, [event_row(event) for event in events], empty="No events yet.")
 
 
-_EVENT_COLUMNS = (Column("AT"), Column("EVENT"), Column("MODEL"), Column("DETAILS", fold=True))
+_EVENT_COLUMNS = (Column("AT"), Column("EVENT"), Column("MODEL", cut=True), Column("DETAILS", fold=True))
 
 
 def event_row(event: Event) -> tuple[str, str, str, str]:

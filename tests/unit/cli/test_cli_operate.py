@@ -122,7 +122,7 @@ def test_cache_ls(erllama, host):
     host.segments = [segment(pinned=True), segment("cd" * 32)]
     lines = erllama("cache", "ls", "-n", "1").out.splitlines()
     assert lines[1].split("\t") == [
-        "ab" * 8,
+        "ab" * 6,
         "block",
         "tiny",
         "0-256",

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from erllama_host.cli.output import Column, Table, print_json, print_lines, print_table, rich_table
+from erllama_host.cli.output import Column, Table, fit, print_json, print_lines, print_table, rich_table
 from erllama_host.cli.plain import plain
 from erllama_host.protocol.calls import ModelInfo
 
@@ -33,6 +33,15 @@ def test_a_table_stays_within_its_width(width):
     lines = drawn(TABLE, width).splitlines()
     assert max(map(len, lines)) <= width
     assert "so it folds" in " ".join(" ".join(lines).split())
+
+
+def test_what_is_too_wide_is_taken_from_the_widest_that_may_give():
+    columns = [Column("A", cut=True), Column("B"), Column("C", fold=True)]
+    assert fit(columns, [10, 20, 30], 100) == [10, 20, 30]
+    assert fit(columns, [10, 20, 30], 54) == [10, 20, 20]
+    assert fit(columns, [10, 20, 30], 42) == [9, 20, 9]
+    assert fit(columns, [10, 20, 30], 20) == [8, 20, 8]
+    assert fit([Column("B")], [20], 10) == [20]
 
 
 def test_piped_output_is_tab_separated_with_every_column(capsys):
