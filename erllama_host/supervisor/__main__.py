@@ -19,6 +19,7 @@ START_FD = "ERLLAMA_START_FD"
 
 def main() -> int:
     """Returns the exit code."""
+    os.umask(0o077)
     report = int(os.environ.pop(START_FD))
     os.set_inheritable(report, False)
     if "--detach" in sys.argv:

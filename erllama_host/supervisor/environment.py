@@ -38,6 +38,7 @@ def fill_in_environment() -> None:
 
     A configuration that cannot be used ends the process here, with the reason on stderr: nothing has been started yet.
     """
+    os.umask(0o077)  # circusd sets its own only after it has opened the log files
     try:
         paths = find_paths()
         paths.prepare()

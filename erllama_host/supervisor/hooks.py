@@ -24,6 +24,7 @@ from erllama_host.supervisor import mend, notes
 from erllama_host.supervisor.beat_watch import BeatWatch
 from erllama_host.supervisor.intensity import History, Limits
 from erllama_host.supervisor.leftovers import remove_shared_memory
+from erllama_host.supervisor.state import CIRCUSD_FILE
 
 STATIC_WATCHERS = ("cache", "controller")
 BEAT_CHECK_S = 1.0
@@ -51,6 +52,9 @@ class Supervision:
         if os.environ.get(DIE_WITH_PARENT):
             die_with_parent()
         mend.check(self.arbiter)
+        pid_file = self.run / CIRCUSD_FILE
+        if pid_file.exists():
+            pid_file.chmod(0o600)  # circus makes it readable to everybody, whatever the umask
         self.reaper.install()
         mend.queue_commands(self.arbiter)
         self._beat_timer.start()

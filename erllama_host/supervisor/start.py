@@ -108,6 +108,7 @@ def _spawn_parent(paths: Paths, config: Config, detach: bool) -> tuple[subproces
 def _open_log(path: Path, max_bytes: int) -> BinaryIO:
     if path.exists() and path.stat().st_size > max_bytes:
         path.replace(path.with_name(path.name + ".1"))
+    path.touch(mode=0o600)
     return path.open("ab")
 
 

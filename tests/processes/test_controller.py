@@ -153,12 +153,11 @@ def test_counters_and_status_show_the_parts(client, host):
     assert "tiers" in client.call("cache", {"op": "stats"})["result"]
 
 
-def test_sockets_and_files_are_private(host):
-    for path in [host.paths.home, host.paths.run, *host.paths.run.rglob("*"), *host.paths.home.rglob("*")]:
-        assert path.stat().st_uid == os.geteuid()
-        if path.is_dir():
-            assert path.stat().st_mode & 0o077 == 0, path
-    assert host.paths.socket("clients.sock").stat().st_mode & 0o077 == 0
+def test_directories_files_and_sockets_are_private(host, client):
+    client.load_stub("tiny")
+    for top in (host.paths.home, host.paths.run):
+        for path in (top, *top.rglob("*")):
+            assert path.stat().st_uid == os.geteuid() and path.stat().st_mode & 0o077 == 0, path
 
 
 def test_a_client_that_vanishes_does_not_disturb(host, client):
