@@ -28,7 +28,7 @@ def complete_model_files(incomplete: str) -> list[str]:
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(beginning) or entry.name.startswith("."):
             continue
-        shown = str(folder / entry.name) if str(folder) != "." else entry.name
+        shown = incomplete[: len(incomplete) - len(beginning)] + entry.name
         if entry.is_dir():
             found.append(shown + "/")
         elif entry.suffix == ".gguf":
