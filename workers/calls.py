@@ -49,6 +49,15 @@ class EngineCalls:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def check_room(self) -> None:
+        """Before taking a client's call; the worker's own are few, and always have room.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} calls wait for this model", retry_after_s=1.0)
+
     def begin(
         self,
         kind: str,
@@ -56,13 +65,7 @@ class EngineCalls:
         reply: Callable[[Any], None],
         fail: Callable[[ErllamaError], None],
     ) -> int:
-        """Note a call; returns its id. `reply` or `fail` is called once, from `answered` or `expire`.
-
-        Raises:
-            QueueFull: too many wait.
-        """
-        if len(self._waiting) >= MAX_WAITING:
-            raise QueueFull(f"{MAX_WAITING} calls wait for this model", retry_after_s=1.0)
+        """Note a call; returns its id. `reply` or `fail` is called once, from `answered` or `expire`."""
         self._last_id += 1
         self._waiting[self._last_id] = _Waiting(reply, fail, kind, deadline)
         return self._last_id

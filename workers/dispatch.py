@@ -12,26 +12,18 @@ from erllama_host.config.model import ModelSpec
 from erllama_host.errors import ErllamaError, InvalidRequest, ModelLoading
 from erllama_host.observability import Log
 from erllama_host.process import ExitCode
-from erllama_host.protocol.calls import AdapterList, ModelStatus, Nothing, Rendered
+from erllama_host.protocol.calls import AdapterInfo, ModelStatus
 from erllama_host.protocol.envelope import Envelope, decode_body, decode_envelope
-from erllama_host.protocol.inference import pack_tokens
 from erllama_host.protocol.kinds import MODEL_KINDS
 from erllama_host.protocol.link import Park as ParkBody
 from workers.background import Background, JobDone
-from workers.calls import (
-    ENGINE_KINDS,
-    INLINE_BYTES,
-    EngineCalls,
-    answer_text_call,
-    body_for_engine,
-    engine_call,
-    num_text_bytes,
-)
+from workers.calls import EngineCalls
 from workers.chat.prompts import Chat
 from workers.commands import Admitted, Answer, Failed, Finished, Generated
-from workers.inference import Inference, deadline_of
+from workers.inference import Inference
 from workers.leaving import Leaving
 from workers.model import EngineEnded, LoadAdvanced, Loaded, LoadedModel, LoadFailed
+from workers.model_calls import ModelCalls
 from workers.outbox import Outbox
 from workers.presence import Presence
 from workers.self_info import SelfInfo
@@ -40,7 +32,6 @@ from workers.streams import Effect, Send
 LOADING_RETRY_S = 0.5
 UNANSWERED = frozenset({"cancel", "credit"})
 """An error with a stream's ref ends the stream; a faulty `credit` must not."""
-ADAPTER_KINDS = frozenset({"load_adapter", "unload_adapter", "set_adapter_scale"})
 
 MakeChat = Callable[[LoadedModel], Chat]
 
@@ -76,7 +67,7 @@ class Dispatcher:
         self._leaving = Leaving(spec.config.evict_save_timeout_s)
         self._model: LoadedModel | None = None
         self._inference: Inference | None = None
-        self._chat: Chat | None = None
+        self._model_calls: ModelCalls | None = None
         self._backgrounds: dict[str, Background] = {}
         self.exit_code: ExitCode | None = None
         self.failure: ErllamaError | None = None
@@ -131,7 +122,9 @@ class Dispatcher:
             case "infer" | "resume" | "cancel" | "credit":
                 self._stream_message(envelope, body, now)
             case _:
-                self._call(envelope, body, now)
+                if self._model_calls is None:
+                    raise _loading()
+                self._model_calls.take(envelope, body, now)
 
     def _stream_message(self, envelope: Envelope, body: Any, now: float) -> None:
         inference = self._inference
@@ -150,70 +143,6 @@ class Dispatcher:
                 inference.credit(envelope, body, now)
             case "cancel":
                 inference.cancel(envelope, body)
-
-    # ---- calls ---------------------------------------------------------------------------------------------------
-
-    def _call(self, envelope: Envelope, body: Any, now: float) -> None:
-        model, chat, kind = self._model, self._chat, envelope.kind
-        if model is None or chat is None:
-            raise _loading()
-        if kind == "apply_chat_template":
-            self._in_background("templates", envelope, lambda: _rendered(chat, body))
-        elif kind in ENGINE_KINDS:
-            self._call_engine(envelope, body, model, now)
-        elif num_text_bytes(body) > INLINE_BYTES:
-            self._in_background("texts", envelope, lambda: answer_text_call(kind, body, model))
-        else:
-            self._reply(envelope, answer_text_call(kind, body, model))
-
-    def _call_engine(self, envelope: Envelope, body: Any, model: LoadedModel, now: float) -> None:
-        """Replace texts by ids, in the background where there are many; then hand the call over."""
-        kind, deadline = envelope.kind, deadline_of(envelope, now)
-
-        def then(converted: Any, error: ErllamaError | None) -> None:
-            if error is not None:
-                self._outbox.error(envelope.peer, envelope.ref, error)
-                return
-            try:
-                call_id = self._calls.begin(
-                    kind,
-                    deadline,
-                    lambda result: self._engine_answered(envelope, result),
-                    lambda failure: self._outbox.error(envelope.peer, envelope.ref, failure),
-                )
-            except ErllamaError as refusal:
-                self._outbox.error(envelope.peer, envelope.ref, refusal)
-                return
-            model.engine.post(engine_call(call_id, kind, converted, deadline))
-
-        if num_text_bytes(body) > INLINE_BYTES:
-            self.background("texts").run(lambda: body_for_engine(kind, body, model.vocabulary), then)
-        else:
-            then(body_for_engine(kind, body, model.vocabulary), None)
-
-    def _engine_answered(self, envelope: Envelope, result: Any) -> None:
-        self._reply(envelope, result)
-        if envelope.kind in ADAPTER_KINDS:
-            self._ask_for_adapters()
-
-    def _ask_for_adapters(self) -> None:
-        """Keep what `worker_info` says of adapters true."""
-        assert self._model is not None
-
-        def answered(result: AdapterList) -> None:
-            self._info.adapters = result.adapters
-
-        call_id = self._calls.begin("list_adapters", None, answered, lambda error: None)
-        self._model.engine.post(engine_call(call_id, "list_adapters", Nothing(), None))
-
-    def _in_background(self, thread: str, envelope: Envelope, job: Callable[[], Any]) -> None:
-        def then(result: Any, error: ErllamaError | None) -> None:
-            if error is not None:
-                self._outbox.error(envelope.peer, envelope.ref, error)
-            else:
-                self._reply(envelope, result)
-
-        self.background(thread).run(job, then)
 
     def background(self, name: str) -> Background:
         """The thread of that name; started when first needed."""
@@ -266,14 +195,17 @@ class Dispatcher:
                 raise AssertionError(f"unknown report {report!r}")
 
     def _loaded(self, model: LoadedModel) -> None:
-        self._model, self._chat = model, self._make_chat(model)
-        self._inference = Inference(
-            model, self._spec.config, self._incarnation, self._chat, self.background, self.carry_out
-        )
+        chat = self._make_chat(model)
+        self._model = model
+        self._inference = Inference(model, self._spec.config, self._incarnation, chat, self.background, self.carry_out)
+        self._model_calls = ModelCalls(model, chat, self._calls, self._outbox, self.background, self._learn_adapters)
         self._log.info("ready", load_ms=round(model.load_ms, 1), kv_mode=model.kv_mode, kv_reason=model.kv_reason)
         self._presence.ready(model)
         if self._spec.adapters:
-            self._ask_for_adapters()
+            self._model_calls.ask_for_adapters()
+
+    def _learn_adapters(self, adapters: list[AdapterInfo]) -> None:
+        self._info.adapters = adapters
 
     def _load_failed(self, error: ErllamaError) -> None:
         self._log.error("load_failed", code=error.code, message=error.message)
@@ -348,8 +280,3 @@ class Dispatcher:
 
 def _loading() -> ModelLoading:
     return ModelLoading("the model is loading", retry_after_s=LOADING_RETRY_S)
-
-
-def _rendered(chat: Chat, body: Any) -> Rendered:
-    prompt = chat.render(body.chat)
-    return Rendered(tokens=pack_tokens(prompt.ids), text=prompt.text)
