@@ -1,18 +1,19 @@
 """The cache daemon and its client: lookups among many segments, start-up from files, bytes stored, noticing a death.
 
-What a restore and a save of real KV cost is in `copying` below; everything else needs no model.
+Restores and saves of real KV state are in cache_copying.py; nothing here needs a model.
 """
 
 import ctypes
 import time
 
 from benchmarks.arithmetic import median, percentile
+from benchmarks.cache_copying import copying
 from benchmarks.cache_host import CacheBench, cache_bench
 from benchmarks.cache_rows import BLOCK_TOKENS, ROW_TOKENS, SyntheticRow, write_segments
 from benchmarks.figures import Figure, Target
 from benchmarks.setting import Setting
 from workers.kv_store import KvStore
-from workers.kv_types import SegmentSpec
+from workers.kv_types import Refused, SegmentSpec
 
 PART = "cache"
 SIZES = (100, 10_000, 100_000)
@@ -28,7 +29,7 @@ KV_BYTES_PER_TOKEN = 23_052
 
 def run(setting: Setting) -> list[Figure]:
     """All of it."""
-    return [*_lookups(setting), *_saving(setting), *_sharing()]
+    return [*copying(setting), *_lookups(setting), *_saving(setting), *_sharing(), *_deaths(setting)]
 
 
 # ---- lookups and start-up ------------------------------------------------------------------------------------------
@@ -79,10 +80,7 @@ def lookup_times_ms(store: KvStore, num_rows: int, repeats: int) -> list[float]:
 def _saving(setting: Setting) -> list[Figure]:
     """From the request for room to visible, per row of eight blocks of SmolLM2's size: new files, then recycled ones."""
     block_bytes = KV_BYTES_PER_TOKEN * BLOCK_TOKENS
-    with cache_bench() as bench:
-        bench.paths.config_file.write_text(
-            f"[host]\nlog_level = 'error'\n[cache]\nram_budget_bytes = {block_bytes * 40}\n"
-        )
+    with cache_bench(ram_budget_bytes=block_bytes * 40) as bench:
         bench.start()
         store = bench.store()
         fresh = [_reserve_ms(store, number, block_bytes) for number in range(4)]
@@ -110,6 +108,36 @@ def _reserve_ms(store: KvStore, number: int, block_bytes: int) -> float:
         store.publish(outcome, block_bytes)
     store.flush(time.monotonic() + 60)
     return took_ms
+
+
+# ---- deaths --------------------------------------------------------------------------------------------------------
+
+
+def _deaths(setting: Setting) -> list[Figure]:
+    """From the SIGKILL of a worker until its reservation can be given to another."""
+    with cache_bench() as bench:
+        bench.start()
+        store = bench.store()
+        samples = [_freed_after_ms(bench, store, number) for number in range(setting.repeats(20, 3))]
+    return [
+        Figure(PART, "death of a writer until its segment can be reserved by another, p50", median(samples), "ms",
+               note=f"max {max(samples):.1f} ms", samples={"freed_ms": samples})
+    ]  # fmt: skip
+
+
+def _freed_after_ms(bench: CacheBench, store: KvStore, number: int) -> float:
+    spec = SegmentSpec(next(SyntheticRow(number).blocks()), 1 << 16)
+    child = bench.writer(number)
+    if not isinstance(store.reserve([spec]).wait()[0], Refused):
+        raise RuntimeError("the other process does not hold the segment")
+    killed = time.perf_counter()
+    child.kill()
+    while isinstance(outcome := store.reserve([spec]).wait()[0], Refused):
+        pass
+    freed = time.perf_counter()
+    store.abort(outcome)  # type: ignore[arg-type]
+    child.wait()
+    return (freed - killed) * 1e3
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------

@@ -30,10 +30,11 @@ START_TIMEOUT_S = 120.0
 class CacheBench:
     """A daemon's directory. `start` it, then make stores."""
 
-    def __init__(self, base: Path, tier: str) -> None:
+    def __init__(self, base: Path, ram_budget_bytes: int) -> None:
         self.paths = Paths(home=base / "home", run=base / "run", config_file=base / "erllama.toml")
-        self.paths.config_file.write_text(f"[host]\nlog_level = 'error'\n[cache]\nram_budget_bytes = {4 * GIB}\n")
-        self._tier = tier
+        self.paths.config_file.write_text(
+            f"[host]\nlog_level = 'error'\n[cache]\nram_budget_bytes = {ram_budget_bytes}\n"
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._stores: list[KvStore] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -59,7 +60,7 @@ class CacheBench:
             model_id="bench",
             incarnation=os.urandom(4).hex(),
             namespace=SPACE.root,
-            tier=self._tier,
+            tier="ram",
             on_wake=lambda: None,
             timeout_s=10.0,
         )
@@ -67,6 +68,16 @@ class CacheBench:
         while not store.connected:
             time.sleep(0.005)
         return store
+
+    def writer(self, number: int) -> subprocess.Popen[str]:
+        """A process that holds a reservation of the first block of a row, until it is killed."""
+        command = [sys.executable, "-m", "benchmarks.cache_writer", cache_endpoint(self.paths.run), str(number)]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        with child.stdout:
+            if child.stdout.readline() != "held\n":
+                raise RuntimeError("the writing process did not come up")
+        return child
 
     def stats(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """What the daemon says of itself."""
@@ -93,10 +104,10 @@ class CacheBench:
 
 
 @contextmanager
-def cache_bench(tier: str = "ram") -> Iterator[CacheBench]:
+def cache_bench(ram_budget_bytes: int = 4 * GIB) -> Iterator[CacheBench]:
     """A private daemon's directory, removed afterwards with its shared memory."""
     with tempfile.TemporaryDirectory(prefix="kv", dir="/tmp") as base:
-        bench = CacheBench(Path(base), tier)
+        bench = CacheBench(Path(base), ram_budget_bytes)
         try:
             yield bench
         finally:
