@@ -5,8 +5,9 @@ A decode of llama.cpp takes any mixture of rows. What is decided here, and why:
 - Every decoding request gets its row in every tick, so running streams keep their pace.
 - Prefill rows fill up the rest: all of `max_rows` when nobody streams; else as many as the measured rates fit into
   `STEP_TARGET_S`, but never fewer than `MIN_PREFILL_ROWS`.
-- One prefill is finished before the next is begun: of n prompts arriving together, slicing all of them evenly would
-  give every one of them the time to first token of the last.
+- One prefill is finished before the next is begun, and where a step with it is long enough already, the next waits for
+  the next step: of n prompts arriving together, computing all of them together would give every one of them the time
+  to first token of the last.
 - The queue is ordered by priority, then arrival, and waiting raises priority, so nothing starves.
 - Requests of different adapter sets cannot share a decode; the sets take turns.
 """
@@ -19,6 +20,8 @@ STEP_TARGET_S = 0.15
 """Aim for a step with prefill rows beside streams: the gap a reader notices, against the prefill's throughput."""
 MIN_PREFILL_ROWS = 64
 """From 64 rows on llama.cpp computes CPU attention in tiles: at depth 4 096, 63 rows took 1 010 ms and 64 rows 606 ms."""
+ENOUGH_STEP_S = 0.1
+"""A step of so much prefill is not made longer for the sake of another prompt: it would only hold back the first."""
 AGING_S = 2.0
 """Waiting this long is worth one step of priority."""
 TURN_TICKS = 8
@@ -45,11 +48,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one decode can take: rows, rows with logits, and prefill rows among the rows."""
+    """What one decode can take: rows, rows with logits, and prefill rows among the rows.
+
+    With `enough_rows` prefill rows, no further prefill is begun.
+    """
 
     max_rows: int
     max_outputs: int
     prefill_rows: int
+    enough_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,9 @@ def plan_rows(candidates: Sequence[Candidate], limits: Limits) -> list[Share]:
         rows -= num_rows
         outputs -= num_rows
     budget = min(rows, limits.prefill_rows)
+    begun = 0
     for index, one in enumerate(candidates):
-        if not one.is_prefill or not budget:
+        if not one.is_prefill or not budget or begun >= limits.enough_rows:
             continue
         silent = one.rows_left - one.outputs_last
         num_rows = min(budget, one.rows_left, silent + outputs)
@@ -87,6 +95,7 @@ def plan_rows(candidates: Sequence[Candidate], limits: Limits) -> list[Share]:
         num_outputs = max(0, num_rows - silent)
         shares.append(Share(index, num_rows, num_outputs))
         budget -= num_rows
+        begun += num_rows
         outputs -= num_outputs
     return shares
 
@@ -97,6 +106,13 @@ def prefill_rows(max_rows: int, num_streams: int, rates: "Rates") -> int:
         return max_rows if not num_streams else min(max_rows, MIN_PREFILL_ROWS)
     fitting = int((STEP_TARGET_S - rates.decode_step_s) / rates.prefill_row_s)
     return max(min(MIN_PREFILL_ROWS, max_rows), min(max_rows, fitting))
+
+
+def enough_rows(max_rows: int, rates: "Rates") -> int:
+    """How many prefill rows make a step worth while by themselves; all of them as long as nothing was measured."""
+    if rates.prefill_row_s <= 0:
+        return max_rows
+    return max(MIN_PREFILL_ROWS, int(ENOUGH_STEP_S / rates.prefill_row_s))
 
 
 class Rates:
@@ -137,25 +153,25 @@ def urgency(priority: int, arrived_at: float, now: float) -> tuple[float, float]
 
 
 class Rotation(Generic[Key]):
-    """Whose turn it is among groups that cannot share a decode: up to `TURN_TICKS` ticks each, longest unserved next."""
+    """Whose turn it is among groups that cannot share a decode: up to `turn_ticks` ticks each, then who waits longest."""
 
     def __init__(self, turn_ticks: int = TURN_TICKS) -> None:
         self._turn_ticks = turn_ticks
         self._current: Key | None = None
         self._left = 0
-        self._served: dict[Key, int] = {}
+        self._waiting_since: dict[Key, int] = {}
         self._tick = 0
 
     def pick(self, groups: Iterable[Key]) -> Key:
-        """The group of this tick; `groups` are those with work, at least one."""
-        wanted = set(groups)
+        """The group of this tick; `groups` are those with work, at least one, in a stable order."""
+        wanted = dict.fromkeys(groups)
         self._tick += 1
+        self._waiting_since = {group: self._waiting_since.get(group, self._tick) for group in wanted}
         if self._current not in wanted or (self._left <= 0 and len(wanted) > 1):
             others = [group for group in wanted if group != self._current]
-            self._current = min(others, key=lambda group: self._served.get(group, -1))
+            self._current = min(others, key=self._waiting_since.__getitem__)
             self._left = self._turn_ticks
         assert self._current is not None
         self._left -= 1
-        self._served = {group: tick for group, tick in self._served.items() if group in wanted}
-        self._served[self._current] = self._tick
+        del self._waiting_since[self._current]
         return self._current

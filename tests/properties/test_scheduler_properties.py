@@ -20,8 +20,8 @@ prefilling = st.tuples(st.integers(1, 300), st.integers(0, 40)).map(
     lambda pair: Candidate(pair[0], min(pair), is_prefill=True)
 )
 candidates = st.lists(st.one_of(decoding, prefilling), min_size=1, max_size=12)
-limits = st.tuples(st.integers(1, 200), st.integers(1, 48), st.integers(1, 200)).map(
-    lambda triple: Limits(triple[0], min(triple[1], triple[0]), triple[2])
+limits = st.tuples(st.integers(1, 200), st.integers(1, 48), st.integers(1, 200), st.integers(1, 200)).map(
+    lambda four: Limits(four[0], min(four[1], four[0]), four[2], four[3])
 )
 
 
@@ -44,6 +44,7 @@ def test_a_plan_keeps_every_limit_and_serves_in_order(wanted, limit):
             assert share.num_outputs == share.num_rows
     # One prefill is finished before the next is begun.
     unfinished = [share for share in prefill if share.num_rows < wanted[share.index].rows_left]
+    assert sum(share.num_rows for share in prefill[:-1]) < limit.enough_rows
     outputs_left = limit.max_outputs - sum(share.num_outputs for share in shares)
     assert len(unfinished) <= 1 or outputs_left == 0
 
@@ -121,7 +122,7 @@ def test_sets_take_turns_and_none_waits_for_long(groups_per_tick, turn):
     rotation = Rotation(turn)
     waiting: dict[int, int] = {}
     for groups in groups_per_tick:
-        chosen = rotation.pick(groups)
+        chosen = rotation.pick(sorted(groups))
         assert chosen in groups
         waiting = {group: waiting.get(group, 0) + 1 for group in groups if group != chosen}
         assert all(ticks <= turn * 5 for ticks in waiting.values())

@@ -17,7 +17,7 @@ from workers.engine.batch import Batch
 from workers.engine.core import Core
 from workers.engine.drafts import Drafts
 from workers.engine.requests import Requests
-from workers.scheduler import Candidate, Limits, Rotation, plan_rows, prefill_rows
+from workers.scheduler import Candidate, Limits, Rotation, enough_rows, plan_rows, prefill_rows
 from workers.sequence import Phase, Request
 
 IDLE_SHARE = 8
@@ -116,7 +116,8 @@ class Stepper:
         streams = sum(not candidate.is_prefill for candidate in candidates)
         limits = core.backend.limits
         budget = prefill_rows(limits.max_rows, streams, core.rates)
-        shares = plan_rows(candidates, Limits(limits.max_rows, limits.max_outputs, budget))
+        enough = enough_rows(limits.max_rows, core.rates)
+        shares = plan_rows(candidates, Limits(limits.max_rows, limits.max_outputs, budget, enough))
         parts, first = [], 0
         for share in shares:
             request = ready[share.index]
