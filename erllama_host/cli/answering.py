@@ -6,6 +6,7 @@ Ctrl-C cancels the answer at the next token, and what there is stays; a second o
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
@@ -37,14 +38,21 @@ class Answer:
 
 def show(stream: "Stream", out: TextIO | None) -> Answer:
     """Read the stream to its end and show it on `out` (None: show nothing)."""
+    from erllama_host.cli.progress import waiting
+
     answer = Answer()
     printer = _Printer(out) if out is not None else None
+    spinner = ExitStack()
     try:
+        if out is not None and out.isatty():
+            spinner.enter_context(waiting("reading the prompt"))
         for piece in _pieces(stream, answer):
+            spinner.close()
             answer.texts.setdefault(piece.channel, []).append(piece.text)
             if printer is not None:
                 printer.show(piece)
     finally:
+        spinner.close()
         if printer is not None:
             printer.finish()
     return answer

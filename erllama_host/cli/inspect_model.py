@@ -9,6 +9,7 @@ import typer
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.options import JsonFlag, ModelName, flag
 from erllama_host.cli.output import Column, Table, print_json, print_table
+from erllama_host.cli.words import plural
 from erllama_host.errors import InvalidRequest
 
 _SHOWN_DIMENSIONS = 6
@@ -64,10 +65,12 @@ def embed(
         $ erllama embed tiny "a cat" "a kitten" "a tax form"
         $ erllama embed tiny --json < lines.txt
     """
+    from erllama_host.cli.progress import waiting
+
     inputs = texts or [line for line in sys.stdin.read().splitlines() if line]
     if not inputs:
         raise InvalidRequest("there is nothing to embed: give texts as arguments, or lines on stdin", field="texts")
-    with open_client(ctx) as host:
+    with open_client(ctx) as host, waiting(f"embedding {plural(len(inputs), 'text')}"):
         vectors = host.model(model).embed(inputs, normalize=normalize)
     if as_json:
         print_json({"n_embd": len(vectors[0]), "vectors": vectors})
