@@ -98,7 +98,8 @@ class AsyncStream:
         """Read on to the end; the whole answer, with what was read before."""
         async for _ in self:
             pass
-        assert isinstance(self._mailbox.outcome, StreamEnd)
+        if not isinstance(self._mailbox.outcome, StreamEnd):
+            raise RuntimeError("the stream was closed before its end")
         return self._transcript.completion(self._mailbox.outcome)
 
     def __aiter__(self) -> Self:

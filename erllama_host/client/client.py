@@ -259,10 +259,10 @@ class Client:
 
         connection = self._connected()
         ref, box = new_ref(call.target), Box()
-        self._post(connection.call, ref, call, CallListener(box.settle, on_progress))
         try:
+            self._post(connection.call, ref, call, CallListener(box.settle, on_progress))
             return call.read(box.wait())
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or whatever a signal handler raises: nobody waits any more
             self._abandon(ref)
             raise
 
@@ -273,10 +273,10 @@ class Client:
         ref, box = new_ref(model_id), Box()
         listener = Collector(box.settle, lambda count: connection.read(ref, count))
         limits = self._options.stream_limits(request.max_resumes)
-        self._post(connection.stream, ref, model_id, request, limits, listener)
         try:
+            self._post(connection.stream, ref, model_id, request, limits, listener)
             return box.wait()  # type: ignore[no-any-return]
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or whatever a signal handler raises: nobody waits any more
             self._abandon(ref)
             raise
 

@@ -78,7 +78,8 @@ class Stream:
         """Read on to the end; the whole answer, with what was read before."""
         for _ in self:
             pass
-        assert isinstance(self._outcome, StreamEnd)
+        if not isinstance(self._outcome, StreamEnd):
+            raise RuntimeError("the stream was closed before its end")
         return self._transcript.completion(self._outcome)
 
     def __iter__(self) -> Self:

@@ -1,14 +1,15 @@
 """The client library against real hosts with the stub: streams outlive their worker, the controller, the daemon, circusd."""
 
+import asyncio
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
-from erllama_host import Client
-from erllama_host.errors import ModelFailed, ModelLoadFailed, WorkerDied
+from erllama_host import AsyncClient, Client
+from erllama_host.errors import ModelFailed, ModelLoadFailed, QueueFull, WorkerDied
 from tests.support.hosts import eventually, running_host
 
 pytestmark = pytest.mark.process
@@ -108,6 +109,54 @@ def test_a_failing_load_says_why_and_progress_is_told():
         assert model.model_id.startswith("erllama_model_")
         assert seen
         assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("model_id", ["slow", None])
+def test_a_load_outlives_the_controller_and_happens_once(model_id):
+    with running_host() as host, Client(host.endpoint) as client:
+        started = threading.Event()
+
+        def strike():
+            assert started.wait(60)
+            kill(host.pid_of("controller"))
+
+        killer = threading.Thread(target=strike)
+        killer.start()
+        model = client.load_model(
+            model_id=model_id, backend="stub", stub={"load_ms": 1500.0}, on_progress=lambda _: started.set()
+        )
+        killer.join(60)
+        assert [info.model_id for info in client.list_models()] == [model.model_id]
+        assert len(model.complete("hello", max_tokens=5).generated) == 5
+
+
+async def ask_all(endpoint, num_clients, num_requests):
+    """Every client asks `num_requests` times at once; answers by prompt, and how many were refused."""
+    answers, refused = {}, 0
+
+    async def ask(client, prompt):
+        nonlocal refused
+        try:
+            answers[prompt] = (await client.model("tiny").complete(prompt, max_tokens=4)).text
+        except QueueFull as error:
+            assert error.retry_after_s
+            refused += 1
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(endpoint)) for _ in range(num_clients)]
+        await asyncio.gather(*(ask(c, f"{n} {k}") for n, c in enumerate(clients) for k in range(num_requests)))
+    return answers, refused
+
+
+def test_many_clients_at_once_are_answered_or_told_that_the_queue_is_full():
+    with running_host() as host, Client(host.endpoint) as client:
+        model = client.load_model(model_id="tiny", backend="stub", max_queue=300)
+        answers, refused = asyncio.run(ask_all(host.endpoint, num_clients=50, num_requests=20))
+        assert len(answers) + refused == 1000
+        assert len(answers) >= 300
+        some = list(answers)[::50]
+        assert [model.complete(prompt, max_tokens=4).text for prompt in some] == [answers[p] for p in some]
+        assert model.pending_len() == 0
 
 
 def test_a_model_that_is_given_up_fails_what_waits_for_it_and_restart_clears_it():

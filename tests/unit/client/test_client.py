@@ -1,6 +1,7 @@
 """`Client` against a fake host over real sockets: every call, streams through mishaps, the end of things."""
 
 import gc
+import signal
 import threading
 import time
 
@@ -170,6 +171,8 @@ def test_leaving_a_stream_early_cancels_it(client, host):
         host.wait_for("infer")
     assert host.wait_for("cancel")[0].envelope.ref == stream.ref
     assert list(stream) == []
+    with pytest.raises(RuntimeError, match="closed before its end"):
+        stream.result()
 
 
 def test_dropping_a_stream_cancels_it(client, host):
@@ -371,6 +374,27 @@ def test_a_client_that_is_dropped_ends_its_thread(host):
     del client
     gc.collect()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("kind", ["infer", "tokenize"])
+def test_an_interrupted_wait_leaves_nothing_behind(client, host, kind):
+    """Ctrl-C, in the main thread: what nobody waits for is cancelled and forgotten."""
+    host.paused = True
+    host.answers["tokenize"] = lambda request: None
+    model = client.model("tiny")
+    interrupt = threading.Thread(
+        target=lambda: (host.wait_for(kind), signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    )
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        if kind == "infer":
+            model.complete("hello")
+        else:
+            model.tokenize("hello")
+    interrupt.join(20)
+    if kind == "infer":
+        host.wait_for("cancel")
+    assert client._thread.run(lambda: client._connection.num_open) == 0
 
 
 def test_many_threads_share_a_client(client):

@@ -87,7 +87,9 @@ def test_a_forked_child_is_told_to_make_its_own():
         "print(client.hello().protocol)\n"
     )
     with FakeHost() as host:
-        done = run_python(code, "ignore", ERLLAMA_ENDPOINT=host.endpoint)  # newer Pythons warn of any fork beside threads
+        done = run_python(
+            code, "ignore", ERLLAMA_ENDPOINT=host.endpoint
+        )  # newer Pythons warn of any fork beside threads
     assert done.stderr == ""
     assert "before a fork" in done.stdout
     assert done.stdout.split()[-2:] == ["1", "1"]
