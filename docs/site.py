@@ -1,5 +1,8 @@
-"""The site's navigation, as a hook of mkdocs: the guides in the order in which one reads them, everything else by name."""
+"""Hooks of mkdocs. Navigation: the guides in the order in which one reads them, everything else by name. Links into the code, which
+is not part of the site, become the place's name.
+"""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ GUIDES = (
     "remote-access",
     "testing-with-the-stub",
 )
+_CODE_LINK = re.compile(r"\[(`[^`]+`)\]\((?:\.\./)+([\w/.-]+\.(?:py|mjs|ini|toml))(?:#L(\d+))?\)")
 SECTIONS = ("guides", "reference", "internals")
 
 
@@ -23,6 +27,11 @@ def on_config(config: Any) -> Any:
     """Called by mkdocs once, before it looks for pages."""
     config.nav = navigation(Path(config.docs_dir))
     return config
+
+
+def on_page_markdown(markdown: str, **_context: Any) -> str:
+    """Called by mkdocs for every page: "[`name`](../../path.py#L7)" becomes "`name` (path.py:7)"."""
+    return _CODE_LINK.sub(lambda link: f"{link[1]} ({link[2]}{':' + link[3] if link[3] else ''})", markdown)
 
 
 def navigation(folder: Path) -> list[Any]:
