@@ -79,14 +79,17 @@ def _tokens(info: ModelFacts) -> list[int]:
 
 
 def _decode(backend: Backend, tokens: list[int], start: int) -> Logits:
-    outputs = np.zeros(len(tokens), np.bool_)
-    outputs[-1] = True
-    rows = Rows(
-        tokens=np.array(tokens, np.int32),
-        positions=np.arange(start, start + len(tokens), dtype=np.int32),
-        seqs=np.full(len(tokens), _SEQ, np.int32),
-        outputs=outputs,
-    )
-    status = backend.decode(rows)
-    assert status is DecodeStatus.OK, f"self-check decode in an empty context: {status}"
-    return backend.logits(len(tokens) - 1).copy()
+    step = backend.limits.max_rows
+    for first in range(0, len(tokens), step):
+        part = tokens[first : first + step]
+        outputs = np.zeros(len(part), np.bool_)
+        outputs[-1] = True
+        rows = Rows(
+            tokens=np.array(part, np.int32),
+            positions=np.arange(start + first, start + first + len(part), dtype=np.int32),
+            seqs=np.full(len(part), _SEQ, np.int32),
+            outputs=outputs,
+        )
+        status = backend.decode(rows)
+        assert status is DecodeStatus.OK, f"self-check decode in an empty context: {status}"
+    return backend.logits(len(part) - 1).copy()

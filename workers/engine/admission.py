@@ -76,7 +76,7 @@ class Admission:
         core = self._core
         core.queue.remove(request)
         core.running.append(request)
-        request.phase = Phase.WAITING
+        request.enter(Phase.WAITING)
         try:
             self._equip(request, now)
         except ErllamaError as error:
