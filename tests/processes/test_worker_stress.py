@@ -77,7 +77,7 @@ class Client:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_all_streams_are_whole_and_end_once(seed):
     randomness = random.Random(seed)
-    config = {"backend": "stub", "n_ctx": 600, "n_cells": 1500, "n_seq_max": 4, "max_queue": 100, "n_batch": 64}
+    config = {"backend": "stub", "n_ctx": 600, "n_cells": 1500, "n_seq_max": 4, "max_queue": 180, "n_batch": 64}
     with WorkerProcess(config) as worker:
         clients = {client.ref: client for client in (Client(n, randomness) for n in range(NUM_REQUESTS))}
         waiting = dict(clients)
