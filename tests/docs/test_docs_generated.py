@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from docs import generate
+from docs import generate, site
 from docs.generators import command_pages, configuration_table
 from docs.generators.client_page import prose
 from erllama_host.cli.main import make_app
@@ -47,3 +47,17 @@ def test_sections_of_docstrings_become_lists():
     text = prose("Do it.\n\nArgs:\n    path: the file. scale: how\n        much.\nRaises:\n    QueueFull: too much.\n")
     assert "- `path`: the file.\n- `scale`: how much." in text
     assert "**Raises**\n\n- `QueueFull`: too much." in text
+
+
+def test_links_into_the_code_become_places():
+    text = "see [`f`](../../workers/a.py#L7) and [cache](../guides/caching.md)"
+    assert site.on_page_markdown(text) == "see `f` (workers/a.py:7) and [cache](../guides/caching.md)"
+
+
+def test_the_navigation_has_every_page_once():
+    folder = generate.HERE
+    entries = site.navigation(folder)
+    listed = [page for entry in entries for page in (sum(entry.values(), []) if isinstance(entry, dict) else [entry])]
+    assert sorted(listed) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.md"))
+    assert listed[0] == "index.md"
+    assert listed.index("guides/quickstart.md") < listed.index("guides/adapters.md") < listed.index("reference/cli.md")
