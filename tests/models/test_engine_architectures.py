@@ -6,6 +6,8 @@ Windows are passed on purpose: 64 tokens wide, rows of more than 200. The models
 import pytest
 
 from erllama_host.config.model import ModelConfig, ModelSpec
+from erllama_host.protocol import calls as c
+from erllama_host.protocol.inference import AdapterUse
 from tests.support import ggufs
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
@@ -93,3 +95,31 @@ def test_branches_share_what_they_have_in_common(kind, config, mode):
         assert prefilled < len(prompts[0]) + 3 * 20, "the common part is computed once"
     assert harness.drift() == []
     harness.serving.close()
+
+
+def test_real_adapters_change_answers_return_exactly_and_never_share_kv():
+    store = MemoryStore(BLOCK)
+    harness = engine(store, "attention")
+    plain = harness.run(PROMPT, max_tokens=12, ignore_eos=True)
+    info = harness.call("load_adapter", c.LoadAdapter(path=str(ggufs.tiny("lora")), scale=4.0))
+    with_one = harness.run(PROMPT, max_tokens=12, ignore_eos=True)
+    assert with_one.cache.kind == "cold" and with_one.generated != plain.generated
+    both = [
+        harness.submit(PROMPT, max_tokens=12, ignore_eos=True, adapters=uses)
+        for uses in ((), (AdapterUse(info.handle, 4.0),), ())
+    ]
+    harness.finish(*both)
+    assert [harness.end_of(ref).generated for ref in both] == [plain.generated, with_one.generated, plain.generated]
+    harness.call("unload_adapter", c.UnloadAdapter(handle=info.handle))
+    back = harness.run(PROMPT, max_tokens=12, ignore_eos=True)
+    assert back.generated == plain.generated and back.cache.kind in ("live", "exact")
+    harness.settle()
+    assert len({stored.meta.root for stored in store.stored.values()}) == 2
+    assert harness.drift() == []
+    harness.serving.close()
+
+    later = engine(store, "attention")
+    later.call("load_adapter", c.LoadAdapter(path=str(ggufs.tiny("lora")), scale=4.0))
+    again = later.run(PROMPT, max_tokens=12, ignore_eos=True)
+    assert again.cache.kind == "exact" and again.generated == with_one.generated
+    later.serving.close()

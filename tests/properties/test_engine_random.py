@@ -96,7 +96,7 @@ def check_answers(harness, kind):
             assert tuple(harness.ids(report.ref)) == report.generated
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     steps=st.lists(action, min_size=12, max_size=40),
     kind=st.sampled_from(["attention", "recurrent", "hybrid"]),
