@@ -1,6 +1,6 @@
 """A handle to one model for asyncio. It holds no state but the id: any number of handles may name the same model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -42,10 +42,11 @@ class AsyncModel:
         messages: Messages,
         system: str | None = None,
         tools: Messages | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **options: Unpack[InferOptions],
     ) -> Completion:
         """See `Model.chat`."""
-        chat = calls.chat_request(messages, system, tools)
+        chat = calls.chat_request(messages, system, tools, template_options)
         return await self._client._complete(self.model_id, infer_request(chat, options))
 
     def chat_stream(
@@ -53,10 +54,12 @@ class AsyncModel:
         messages: Messages,
         system: str | None = None,
         tools: Messages | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **options: Unpack[InferOptions],
     ) -> AsyncStream:
         """See `Model.chat_stream`. Not awaited."""
-        return self._client._infer(self.model_id, infer_request(calls.chat_request(messages, system, tools), options))
+        chat = calls.chat_request(messages, system, tools, template_options)
+        return self._client._infer(self.model_id, infer_request(chat, options))
 
     async def prefill_only(self, prompt: Prompt, **options: Unpack[InferOptions]) -> Prefilled:
         """See `Model.prefill_only`."""
@@ -74,10 +77,15 @@ class AsyncModel:
         return await self._client._call(calls.detokenize(self.model_id, tokens, special))
 
     async def apply_chat_template(
-        self, messages: Messages, system: str | None = None, tools: Messages | None = None
+        self,
+        messages: Messages,
+        system: str | None = None,
+        tools: Messages | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """See `Model.apply_chat_template`."""
-        chat = calls.chat_request(messages, system, tools)
+        chat = calls.chat_request(messages, system, tools, template_options, add_generation_prompt)
         return await self._client._call(calls.apply_chat_template(self.model_id, chat))
 
     @overload

@@ -1,6 +1,6 @@
 """A handle to one model. It holds no state but the id: any number of handles may name the same model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -54,17 +54,19 @@ class Model:
         messages: Messages,
         system: str | None = None,
         tools: Messages | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **options: Unpack[InferOptions],
     ) -> Completion:
         """Answer a conversation, rendered by the model's own template.
 
         Args:
             messages: mappings with `role` and `content`. system: shorthand for a first message of that role.
-            tools: descriptions handed to the template. options: as for `complete`.
+            tools: descriptions handed to the template. template_options: further variables for it, e.g. `enable_thinking`.
+            options: as for `complete`.
         Raises:
             NotSupported: the model has no template, or it does not end. Further as `complete`.
         """
-        chat = calls.chat_request(messages, system, tools)
+        chat = calls.chat_request(messages, system, tools, template_options)
         return self._client._complete(self.model_id, infer_request(chat, options))
 
     def chat_stream(
@@ -72,10 +74,12 @@ class Model:
         messages: Messages,
         system: str | None = None,
         tools: Messages | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **options: Unpack[InferOptions],
     ) -> Stream:
         """As `chat`, piece by piece."""
-        return self._client._infer(self.model_id, infer_request(calls.chat_request(messages, system, tools), options))
+        chat = calls.chat_request(messages, system, tools, template_options)
+        return self._client._infer(self.model_id, infer_request(chat, options))
 
     def prefill_only(self, prompt: Prompt, **options: Unpack[InferOptions]) -> Prefilled:
         """Compute a prompt and save it, without answering: later requests that begin with it start warm."""
@@ -100,14 +104,21 @@ class Model:
         return self._client._call(calls.detokenize(self.model_id, tokens, special))
 
     def apply_chat_template(
-        self, messages: Messages, system: str | None = None, tools: Messages | None = None
+        self,
+        messages: Messages,
+        system: str | None = None,
+        tools: Messages | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """A conversation → token ids, by the template in the model's file.
+
+        `add_generation_prompt` ends with the opening of an answer; otherwise as `chat`.
 
         Raises:
             NotSupported: the model has no template, or it fails or does not end.
         """
-        chat = calls.chat_request(messages, system, tools)
+        chat = calls.chat_request(messages, system, tools, template_options, add_generation_prompt)
         return self._client._call(calls.apply_chat_template(self.model_id, chat))
 
     @overload

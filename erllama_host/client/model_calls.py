@@ -36,7 +36,11 @@ def detokenize(model: str, tokens: Sequence[int], special: bool) -> Call[str]:
 
 
 def chat_request(
-    messages: Messages, system: str | None, tools: Messages | None, options: Mapping[str, Any] | None = None
+    messages: Messages,
+    system: str | None,
+    tools: Messages | None,
+    template_options: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
 ) -> ChatRequest:
     """A conversation for the model's template.
 
@@ -50,7 +54,8 @@ def chat_request(
         messages=[dict(message) for message in messages],
         system=system,
         tools=None if tools is None else [dict(tool) for tool in tools],
-        template_options=dict(options or {}),
+        add_generation_prompt=add_generation_prompt,
+        template_options=dict(template_options or {}),
     )
 
 

@@ -18,6 +18,7 @@ from erllama_host.errors import (
     WorkerDied,
 )
 from erllama_host.protocol import calls as c
+from erllama_host.protocol.inference import ChatRequest
 from tests.support.fake_host import FakeHost
 from tests.support.fake_worker import expected_ids, is_valid_answer, text_of_all
 
@@ -122,10 +123,15 @@ def test_complete_gives_the_whole_answer(client):
 
 def test_chat_and_prefill_only_are_the_same_kind(client, host):
     model = client.model("tiny")
-    assert model.chat([{"role": "user", "content": "hi"}], max_tokens=3).finish_reason == "length"
+    messages = [{"role": "user", "content": "hi"}]
+    options = {"enable_thinking": False}
+    done = model.chat(messages, system="s", tools=[{"name": "t"}], template_options=options, max_tokens=3)
+    assert done.finish_reason == "length"
     assert model.prefill_only([1, 2, 3]).finish_key == b"k" * 32
     chat, prefill = host.of_kind("infer")
-    assert chat.body.chat.messages == [{"role": "user", "content": "hi"}]
+    assert chat.body.chat == ChatRequest(
+        messages=messages, system="s", tools=[{"name": "t"}], template_options=options, add_generation_prompt=True
+    )
     assert prefill.body.max_tokens == 0
 
 
