@@ -69,7 +69,12 @@ def send(socket: zmq.Socket[bytes], frames: Frames) -> bool:
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
-    """The next message, or None when none is there."""
+    """The next message, or None when none is there.
+
+    Asks first: finding nothing by an exception takes up to 100 µs beside a busy thread, asking takes one.
+    """
+    if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        return None
     try:
         return socket.recv_multipart(flags=zmq.NOBLOCK)
     except zmq.Again:
