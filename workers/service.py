@@ -10,6 +10,7 @@ from types import FrameType
 import zmq
 
 from erllama_host.process import ExitCode
+from erllama_host.protocol.inference import CLIENT_SIGN_OF_LIFE_S
 from erllama_host.transport.sockets import receive
 from workers.dispatch import Dispatcher
 from workers.inbox import Inbox
@@ -18,6 +19,29 @@ MAX_BATCH = 256
 """Messages taken in before reports and time get their turn."""
 TICK_S = 0.25
 """Longest wait: heartbeats and expiry are looked at so often."""
+
+PAUSE_S = 2.0
+"""A turn of the loop that took so long was no turn but a pause."""
+
+
+class Silence:
+    """When to look at signs of life: not while messages are left, nor soon after a pause of our own (a stopped process, a machine
+    that slept), when what clients have said meanwhile is still on its way. Pure.
+    """
+
+    def __init__(self) -> None:
+        self._turn_at: float | None = None
+        self._judge_at = float("-inf")
+
+    def may_be_judged(self, now: float, *, all_heard: bool) -> bool:
+        """Asked once a turn of the loop; true at most every `TICK_S`."""
+        if self._turn_at is not None and now - self._turn_at > PAUSE_S:
+            self._judge_at = now + CLIENT_SIGN_OF_LIFE_S + PAUSE_S
+        self._turn_at = now
+        if not all_heard or now < self._judge_at:
+            return False
+        self._judge_at = now + TICK_S
+        return True
 
 
 class Service:
@@ -44,13 +68,11 @@ class Service:
     def run(self, endpoint: str) -> ExitCode:
         """Connect and serve until the process has to end; returns its exit code."""
         self._socket.connect(endpoint)
-        expired_at = float("-inf")
+        silence = Silence()
         while self._dispatcher.exit_code is None:
             self._poller.poll(int(TICK_S * 1e3))
             now = time.monotonic()
-            self._take_in(now)
-            if now - expired_at >= TICK_S:
-                expired_at = now
+            if silence.may_be_judged(now, all_heard=self._take_in(now)):
                 self._dispatcher.expire(now)
             self._dispatcher.tick(now)
         return self._dispatcher.exit_code
@@ -60,8 +82,8 @@ class Service:
         self._socket.disable_monitor()
         self._monitor.close()
 
-    def _take_in(self, now: float) -> None:
-        """Everything there is to be taken in, in the order in which it may depend on each other: reports, then messages."""
+    def _take_in(self, now: float) -> bool:
+        """Take in what there is, reports before messages since these may ask for them; False if messages are left."""
         for report in self._inbox.drain():
             self._dispatcher.report(report)
         self._dispatcher.engine_reports(now)
@@ -73,5 +95,6 @@ class Service:
         for _ in range(MAX_BATCH):
             frames = receive(self._socket)
             if frames is None:
-                break
+                return True
             self._dispatcher.message(frames, now)
+        return False

@@ -6,6 +6,7 @@ from erllama_host.ids import new_ref
 from erllama_host.process import ExitCode
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import (
+    CLIENT_SIGN_OF_LIFE_S,
     AdapterUse,
     Cancel,
     Credit,
@@ -21,6 +22,7 @@ from erllama_host.protocol.link import Park as ParkBody
 from tests.support.workers import MODEL_ID, RunningService, until
 from workers.commands import Admitted, CancelRequest, EngineCall, EngineSnapshot, Failed, Hold, Park
 from workers.model import EngineEnded, LoadAdvanced, LoadFailed
+from workers.service import Silence
 
 CLIENT, OTHER = b"\x01client", b"\x01other"
 
@@ -325,3 +327,20 @@ def test_parts_reach_the_client_with_their_channels(shared):
     shared.engine.report(Generated(ref, 0, (1, 2), (Part("thinking", "h"), Part("text", "x"))))
     shared.engine.finish(ref)
     assert shared.controller.stream(ref)[1][0].parts == [Part("thinking", "h"), Part("text", "x")]
+
+
+def test_silence_is_judged_a_few_times_a_second_and_only_when_all_is_heard():
+    silence = Silence()
+    assert silence.may_be_judged(0.0, all_heard=True)
+    assert not silence.may_be_judged(0.1, all_heard=True)
+    assert not silence.may_be_judged(0.3, all_heard=False)
+    assert silence.may_be_judged(0.4, all_heard=True)
+
+
+def test_after_a_pause_of_our_own_clients_get_time_to_be_heard():
+    silence = Silence()
+    assert silence.may_be_judged(0.0, all_heard=True)
+    assert not silence.may_be_judged(60.0, all_heard=True)
+    turns = [60.0 + 0.25 * turn for turn in range(1, 30)]
+    judged = [now for now in turns if silence.may_be_judged(now, all_heard=True)]
+    assert judged and judged[0] >= 60.0 + CLIENT_SIGN_OF_LIFE_S
