@@ -25,6 +25,8 @@ from workers.sequence import Request
 STREAMING_SLICE_S = 0.004
 """Restoring beside streams takes at most about so long a tick: a block of 256 tokens takes 0.3 to 4 ms."""
 QUIET_SLICE_S = 0.05
+NO_CELLS = "no_cells"
+"""A miss reason of our own: everything is stored, but the model has no room for it now."""
 WORTH_RESTORING_TOKENS = 16
 """Fewer tokens than this are computed in the time of a restore."""
 
@@ -160,13 +162,11 @@ class Restorer:
             return False
         if use_end < end and not self._backend.cuttable(start, end, kind):
             return False
-        used = use_end - meta.start
-        if slice_tokens(meta.tokens, 0, used) != slice_tokens(request.packed(), meta.start, use_end):
-            self._counters["corrupt"] += 1
-            request.cache.miss_reason = MissReason.CORRUPT.value
-            return False
-        if not segment.intact() or not self._copy(live, segment, use_end) or not segment.intact():
-            self._undo(request, live, start)
+        failure = self._failure(request, live, segment, use_end)
+        if failure is not None:
+            self._counters[f"restores_{failure}"] += 1
+            request.cache.miss_reason = failure
+            self._undo(live, start)
             return False
         self._pool.grew(live, request.row[start:use_end])
         live.incomplete = kind is PieceKind.CELLS and not self._backend.info.can_truncate
@@ -176,6 +176,18 @@ class Restorer:
         tiers = request.cache.tier_tokens
         tiers[segment.tier] = tiers.get(segment.tier, 0) + use_end - start
         return True
+
+    def _failure(self, request: Request, live: LiveSequence, segment: LeasedSegment, use_end: int) -> str | None:
+        """Copy one segment; None, or why its bytes are not to be used."""
+        meta = segment.meta
+        wanted = slice_tokens(request.packed(), meta.start, use_end)
+        if slice_tokens(meta.tokens, 0, use_end - meta.start) != wanted:
+            return MissReason.CORRUPT
+        if not segment.intact():
+            return MissReason.RACED
+        if not self._copy(live, segment, use_end):
+            return MissReason.CORRUPT if self._pool.cells.free > meta.num_tokens else NO_CELLS
+        return None if segment.intact() else MissReason.RACED
 
     def _copy(self, live: LiveSequence, segment: LeasedSegment, use_end: int) -> bool:
         start, end, kind = piece_range(segment.meta)
@@ -187,10 +199,8 @@ class Restorer:
                 return False
         return True
 
-    def _undo(self, request: Request, live: LiveSequence, start: int) -> None:
-        """The bytes cannot be trusted: take back what they may have written."""
-        self._counters["raced"] += 1
-        request.cache.miss_reason = MissReason.RACED.value
+    def _undo(self, live: LiveSequence, start: int) -> None:
+        """Take back what bytes that are not to be trusted may have written."""
         if self._backend.length(live.seq) != start and not self._backend.truncate(live.seq, start):
             self._backend.clear(live.seq)
         self._pool.resync(live)

@@ -259,6 +259,8 @@ class KvSession:
         """Save what a sequence has and the store has not, now: its cells are about to go."""
         if self._saver is None or self.gate(len(live.tokens)) is not None or live.unsaveable:
             return
+        if self.store is not None and not self.store.connected:
+            return  # a hung daemon must not make every tick that needs cells wait
         deadline = time.monotonic() + timeout_s
         if live.saves_open:
             self._saver.complete(deadline)

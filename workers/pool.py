@@ -59,6 +59,8 @@ class Pool:
             if not self.truncate(source, length):
                 return None
             source.owner, source.last_used = owner, now
+            if source.session != session:
+                source.session = None
             return source
         target = self.open(source.space, owner, now, spare=source)
         if not self.backend.share(source.seq, target.seq, length):
@@ -69,6 +71,8 @@ class Pool:
 
     def copy(self, source: LiveSequence, now: float) -> LiveSequence | None:
         """An idle twin of an idle sequence (a fork); None where that cannot be."""
+        if not self.cells.free_ids and all(live is source for live in self.cells.idle()):
+            return None
         target = self.open(source.space, "", now, spare=source)
         target.owner = None
         if not source.tokens or not self.backend.share(source.seq, target.seq, len(source.tokens)):

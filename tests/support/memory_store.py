@@ -134,6 +134,10 @@ class MemoryStore:
     def flush(self, deadline_s):
         return not self.away
 
+    @property
+    def connected(self):
+        return not self.away
+
     def counters(self):
         return {"lookups": self.num_lookups}
 

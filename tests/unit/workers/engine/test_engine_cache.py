@@ -2,6 +2,7 @@
 
 import pytest
 
+from erllama_host.errors import ContextOverflow
 from erllama_host.kv.reuse import Refusal
 from erllama_host.kv.segment import SaveReason, SegmentKind
 from erllama_host.protocol import calls as c
@@ -469,3 +470,13 @@ def test_cells_without_their_snapshot_are_never_reused():
     assert end.cache.kind == "cold" and end.generated == cold(PROMPT, "hybrid", max_tokens=12)
     again = harness.run(PROMPT + " more", max_tokens=12)
     assert again.generated == cold(PROMPT + " more", "hybrid", max_tokens=12)
+
+
+def test_a_row_that_is_stored_but_has_no_room_is_refused_like_any_other():
+    store = warm_store()
+    harness = engine(store, n_cells=64)
+    end = harness.run(PROMPT, max_tokens=4)
+    assert isinstance(end.error, ContextOverflow) and harness.core.counters["restores_no_cells"] == 1
+    harness.settle()
+    assert store.num_leases == 0 and harness.drift() == []
+    assert harness.run(PROMPT[:40], max_tokens=4).cache.read_tokens == 39
