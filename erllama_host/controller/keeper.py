@@ -91,12 +91,13 @@ class Keeper:
             ModelNotLoaded
         """
         model = self._world.models.get(model_id)
+        serving = model.state is State.READY
         self.apply(model, Event.STOP)
         self._settle(model, ModelNotLoaded(f"model {model_id!r} was unloaded"))
         async with self._lock(model_id):
             if self._world.models.find(model_id) is not model:
                 return
-            await self._take_down(model, park_first=True)
+            await self._take_down(model, park_first=serving)
             await self._persist(lambda: self._world.desired.forget(model_id, model.source == "config"))
             self._remove(model)
 
@@ -226,6 +227,12 @@ class Keeper:
                     await self._start(model, restart)
             except ErllamaError as error:
                 self.fail(model, error)
+            except Exception:
+                # A bug of ours: raised for the log, but nobody must wait for this model for ever.
+                self.fail(
+                    model, InternalError(f"model {model.model_id!r} could not be started; see the controller's log")
+                )
+                raise
             finally:
                 self._starting.discard(model.model_id)
             with contextlib.suppress(ErllamaError):
@@ -235,7 +242,7 @@ class Keeper:
         world, watcher = self._world, notes.watcher_name(model.model_id)
         await asyncio.to_thread(specs.write_spec, world.paths, world.config, model)
         stop_s = specs.stop_time_s(model.config) + CACHE_MARGIN_S
-        if restart:
+        if restart and watcher in await world.circus.statuses():
             await world.circus.restart_watcher(watcher, stop_s)
             return
         notes.forget_exits(world.paths.run, watcher)

@@ -71,8 +71,16 @@ class Controller:
         notes.mark_ready(world.paths.run, "controller", os.getpid())
         world.journal.add("controller_started", pid=os.getpid(), incarnation=world.incarnation)
         world.log.info("serving", endpoint=world.paths.ipc("clients.sock"), incarnation=world.incarnation)
-        await ended.wait()
+        await self._until(ended)
         await self._close()
+
+    async def _until(self, ended: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(self._upkeep.failure())]
+        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            task.result()
 
     def _make_world(self, paths: Paths, config: Config, log: Log) -> World:
         workers = router(self._context)

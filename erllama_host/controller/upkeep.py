@@ -4,6 +4,7 @@ Every task looks, decides by pure code (watch.py, reconcile.py, placement.py) an
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -54,6 +55,10 @@ class Upkeep:
             (TICK_S, self._unload_unused),
         ):
             self._tasks.append(loop.create_task(self._every(interval_s, work)))
+
+    async def failure(self) -> None:
+        """Wait for ever; raises what no task expected. A controller without its upkeep must not live on."""
+        await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
         """End."""
@@ -113,7 +118,8 @@ class Upkeep:
             self._cache_beats.forget(CACHE)
             for pid in await self._world.circus.pids(CACHE):
                 self._world.journal.add("cache_killed", pid=pid, reason="hung")
-                psutil.Process(pid).kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(pid).kill()
 
     async def _reconcile(self) -> None:
         statuses = await self._world.circus.statuses()

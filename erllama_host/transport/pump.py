@@ -61,9 +61,15 @@ class Pump:
 
     def _drain(self) -> None:
         self._kicked = False
-        for _ in range(BATCH):
-            frames = None if self._socket.closed else self._read(self._socket)
-            if frames is None:
-                return
-            self._handle(frames)
-        self.kick()
+        empty = False
+        try:
+            for _ in range(BATCH):
+                frames = None if self._socket.closed else self._read(self._socket)
+                if frames is None:
+                    empty = True
+                    return
+                self._handle(frames)
+        finally:
+            # Also when `handle` raised, for the loop to report: the rest must not wait for an edge that has been eaten.
+            if not empty:
+                self.kick()

@@ -128,6 +128,7 @@ def test_a_call_ends_at_its_deadline(client):
     with pytest.raises(Timeout):
         client.answer(ref)
     assert client.call("status", model="slow")["status"] == "loading"
+    client.call("unload", {"model_id": "slow"}, timeout_s=25)
 
 
 def test_events_can_be_waited_for(client):

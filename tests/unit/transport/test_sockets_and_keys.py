@@ -87,6 +87,32 @@ async def test_a_pump_reads_everything_also_after_its_own_sends(context, short):
     pump.kick()  # after the end: nothing
 
 
+async def test_a_handler_that_raises_does_not_hold_up_what_follows(context, short):
+    server = router(context)
+    server.bind(short)
+    client = dealer(context, new_routing_id())
+    client.connect(short)
+    seen, raised, done = [], [], asyncio.Event()
+
+    def handle(frames: list[bytes]) -> None:
+        if frames[1] == b"bad":
+            raise ValueError("unexpected")
+        seen.append(frames[1])
+        if frames[1] == b"last":
+            done.set()
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context["exception"]))
+    for word in (b"bad", b"good", b"bad", b"last"):
+        client.send_multipart([word])
+    assert await asyncio.to_thread(server.poll, 20_000)
+    pump = Pump(server, handle)
+    pump.start()
+    await asyncio.wait_for(done.wait(), 20)
+    assert seen == [b"good", b"last"] and len(raised) == 2
+    pump.close()
+    client.close()
+
+
 def test_keys_are_made_listed_and_removed(tmp_path):
     keys = tmp_path / "keys"
     made = curve.new_key(keys, "ann", "user")
