@@ -50,7 +50,7 @@ def stop(host: Host) -> None:
 
 def statuses(host: Host) -> dict[str, str]:
     with host.client() as client:
-        models = client.call("list_models").get("models", [])
+        models = client.call("list_models", timeout_s=5).get("models", [])
     return {each["model_id"]: each.get("status", "loading") for each in models}
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 
 
 def info(client: WireClient, model: str) -> dict:
-    return client.call("model_info", {"model_id": model})
+    return client.call("model_info", {"model_id": model}, timeout_s=5)
 
 
 def wait_status(host: Host, model: str, status: str, other_than: int = -1) -> dict:
@@ -152,7 +152,9 @@ def test_operators_may_use_circusctl():
 
 def test_crash_before_hello_is_given_up(monkeypatch):
     with running_host() as host, host.client() as client:
-        ref = client.send("load_model", {"model_id": "odd", "config": {"backend": "stub", "address_space_bytes": 1 << 20}})
+        ref = client.send(
+            "load_model", {"model_id": "odd", "config": {"backend": "stub", "address_space_bytes": 1 << 20}}
+        )
         with pytest.raises(ErllamaError, match="given up"):
             client.answer(ref)
         assert client.call("list_models") == {}

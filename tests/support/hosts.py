@@ -47,13 +47,18 @@ class Host:
     def pid_of(self, role: str) -> int:
         """Pid of `circusd`, `controller`, `cache` or `model:<id>`, as the host tells; 0 when there is none."""
         with self.client() as client:
-            processes = client.call("host_status")["processes"]
+            # Short: a controller that is killed just now takes the question with it.
+            processes = client.call("host_status", timeout_s=5)["processes"]
         return next((each.get("pid", 0) for each in processes if each["role"] == role), 0)
 
     def events(self, name: str) -> list[dict]:
         """Events of that name in the journal."""
         with self.client() as client:
-            return [event for event in client.call("events", {"limit": 1000})["events"] if event["name"] == name]
+            return [
+                event
+                for event in client.call("events", {"limit": 1000}, timeout_s=5)["events"]
+                if event["name"] == name
+            ]
 
 
 def eventually(look: Callable[[], T], what: str, timeout_s: float = BOUND_S) -> T:
