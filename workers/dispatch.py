@@ -236,16 +236,18 @@ class Dispatcher:
         self._presence.hello(self._model, self.pending)
 
     def tick(self, now: float) -> None:
-        """Once a turn of the loop: heartbeat, and the end."""
+        """Once a turn of the loop: heartbeat, deadlines, and the end."""
         self._presence.beat(self._model, self.pending, now)
-        if self.exit_code is None and self._leaving.is_over(now):
-            self.exit_code = ExitCode.CLEAN
-
-    def expire(self, now: float) -> None:
-        """A few times a second: signs of life and deadlines."""
         self._calls.expire(now)
         if self._inference is not None:
             self._inference.expire(now)
+        if self.exit_code is None and self._leaving.is_over(now):
+            self.exit_code = ExitCode.CLEAN
+
+    def judge_silence(self, now: float) -> None:
+        """A few times a second: cancel the streams of clients that are gone."""
+        if self._inference is not None:
+            self._inference.judge_silence(now)
 
     def farewell(self, now: float) -> None:
         """Last messages of an orderly end: how requests ended that were cut off, without waiting for their clients' credit."""

@@ -177,8 +177,12 @@ class Inference:
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> None:
-        """Look at signs of life and deadlines."""
+        """Look at deadlines, forget what is old. Cheap when there is nothing to do: called at every turn of the loop."""
         self._carry_out(self._streams.expire(now))
+
+    def judge_silence(self, now: float) -> None:
+        """Cancel the streams of clients that are gone."""
+        self._carry_out(self._streams.judge_silence(now))
 
     def release(self, now: float) -> None:
         """Send all that has ended, without waiting for credit."""
@@ -186,10 +190,7 @@ class Inference:
 
     def end_opening(self, reason: str) -> None:
         """Cancel what has not reached the engine yet; the rest it ends itself when it is parked."""
-        for ref in self._streams.active_refs:
-            stream = self._streams.find(ref)
-            if stream is not None and stream.accepted is None:
-                self._carry_out(self._streams.cancel(ref, stream.peer, reason))
+        self._carry_out(self._streams.end_opening(reason))
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ It never computes and never waits for anything but the poller, so it answers wit
 cannot expect (a bug, a dead engine) ends the process: the supervisor restarts it and clients resume their streams.
 """
 
+import sys
 import time
 from types import FrameType
 
@@ -22,23 +23,31 @@ TICK_S = 0.25
 
 PAUSE_S = 2.0
 """A turn of the loop that took so long was no turn but a pause."""
+GRACE_S = CLIENT_SIGN_OF_LIFE_S + 2.0
+"""Within it every client that lives has given a sign."""
 
 
 class Silence:
-    """When to look at signs of life: not while messages are left, nor soon after a pause of our own (a stopped process, a machine
-    that slept), when what clients have said meanwhile is still on its way. Pure.
+    """When to look at signs of life: not while messages are left or the controller is away, nor soon after that or after a pause of
+    our own (a stopped process, a machine that slept), when what clients have said meanwhile is still on its way. Pure.
     """
 
     def __init__(self) -> None:
         self._turn_at: float | None = None
         self._judge_at = float("-inf")
+        self._connected = False
+
+    def connection(self, now: float, *, connected: bool) -> None:
+        """The connection to the controller has come or gone."""
+        self._connected = connected
+        self._judge_at = now + GRACE_S
 
     def may_be_judged(self, now: float, *, all_heard: bool) -> bool:
         """Asked once a turn of the loop; true at most every `TICK_S`."""
         if self._turn_at is not None and now - self._turn_at > PAUSE_S:
-            self._judge_at = now + CLIENT_SIGN_OF_LIFE_S + PAUSE_S
+            self._judge_at = now + GRACE_S
         self._turn_at = now
-        if not all_heard or now < self._judge_at:
+        if not all_heard or not self._connected or now < self._judge_at:
             return False
         self._judge_at = now + TICK_S
         return True
@@ -54,7 +63,8 @@ class Service:
         self._num_signals = 0
         self._seen_signals = 0
         # A new connection may lead to a controller that has never heard of us: every one gets a hello.
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+        self._silence = Silence()
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -68,13 +78,13 @@ class Service:
     def run(self, endpoint: str) -> ExitCode:
         """Connect and serve until the process has to end; returns its exit code."""
         self._socket.connect(endpoint)
-        silence = Silence()
         while self._dispatcher.exit_code is None:
             self._poller.poll(int(TICK_S * 1e3))
             now = time.monotonic()
-            if silence.may_be_judged(now, all_heard=self._take_in(now)):
-                self._dispatcher.expire(now)
+            all_heard = self._take_in(now)
             self._dispatcher.tick(now)
+            if self._silence.may_be_judged(now, all_heard=all_heard):
+                self._dispatcher.judge_silence(now)
         return self._dispatcher.exit_code
 
     def close(self) -> None:
@@ -87,8 +97,8 @@ class Service:
         for report in self._inbox.drain():
             self._dispatcher.report(report)
         self._dispatcher.engine_reports(now)
-        while receive(self._monitor) is not None:  # it tells of nothing but connections
-            self._dispatcher.hello()
+        while (event := receive(self._monitor)) is not None:
+            self._connection_changed(event[0], now)
         while self._seen_signals < self._num_signals:
             self._seen_signals += 1
             self._dispatcher.terminate(now)
@@ -98,3 +108,10 @@ class Service:
                 return True
             self._dispatcher.message(frames, now)
         return False
+
+    def _connection_changed(self, event: bytes, now: float) -> None:
+        """A monitor's event: its number in the first two bytes, as the machine writes them."""
+        connected = int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_CONNECTED
+        self._silence.connection(now, connected=connected)
+        if connected:
+            self._dispatcher.hello()

@@ -115,6 +115,7 @@ class Streams:
         self._max_ahead = max_ahead_tokens
         self._lost_after_s = lost_after_s
         self._active: dict[str, Stream] = {}
+        self._opening: dict[str, Stream] = {}
         self._unread: OrderedDict[str, Stream] = OrderedDict()
         self._settled: OrderedDict[str, tuple[float, Stream]] = OrderedDict()
 
@@ -124,11 +125,6 @@ class Streams:
     def num_active(self) -> int:
         """Requests that have not ended: the engine's load, running and waiting."""
         return len(self._active)
-
-    @property
-    def active_refs(self) -> list[str]:
-        """Refs that have not ended."""
-        return list(self._active)
 
     def is_active(self, ref: str) -> bool:
         """Whether `ref` is known and has not ended."""
@@ -160,7 +156,7 @@ class Streams:
             start: index of the first token this worker will generate: what an earlier incarnation delivered.
         """
         assert self.find(ref) is None
-        self._active[ref] = Stream(
+        self._active[ref] = self._opening[ref] = Stream(
             ref,
             peer,
             attempt,
@@ -231,6 +227,7 @@ class Streams:
         if accepted.attempt != stream.attempt:  # sent again while it was being prepared
             accepted = msgspec.structs.replace(accepted, attempt=stream.attempt)
         stream.accepted = accepted
+        self._opening.pop(ref, None)
         return [Send(stream.peer, ref, "accepted", accepted)]
 
     def admitted(self, ref: str, adapters: Iterable[AdapterUse]) -> list[Effect]:
@@ -265,6 +262,7 @@ class Streams:
         stream = self._active.pop(ref, None)
         if stream is None:
             return []
+        self._opening.pop(ref, None)
         stream.end = (kind, body)
         self._unread[ref] = stream
         effects = self._send_pending(stream, now)
@@ -272,24 +270,32 @@ class Streams:
             self._unread.popitem(last=False)
         return effects
 
+    def end_opening(self, reason: str) -> list[Effect]:
+        """Cancel what has not reached the engine yet."""
+        return [effect for stream in list(self._opening.values()) for effect in self._cancel(stream, reason)]
+
     # ---- time ----------------------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> list[Effect]:
-        """Cancel streams without a sign of life, end those that expired before they reached the engine, forget old ones."""
+        """End what has passed its deadline before it reached the engine (which looks to the rest), forget what is old."""
+        late = [one for one in self._opening.values() if one.deadline is not None and now >= one.deadline]
+        effects = [effect for stream in late for effect in self._cancel(stream, "deadline")]
+        while self._settled:
+            settled_at, stream = next(iter(self._settled.values()))
+            if now - settled_at <= KEEP_SETTLED_S:
+                break
+            del self._settled[stream.ref]
+        return effects
+
+    def judge_silence(self, now: float) -> list[Effect]:
+        """Cancel streams without a sign of life for too long; do not keep what such clients have not read."""
         effects: list[Effect] = []
         for stream in list(self._active.values()):
             if now - stream.last_seen > self._lost_after_s:
                 effects += self._cancel(stream, "lost_client")
-            elif stream.accepted is None and stream.deadline is not None and now >= stream.deadline:
-                effects += self._cancel(stream, "deadline")
         for ref, stream in list(self._unread.items()):
             if now - stream.last_seen > self._lost_after_s:
                 self._settle(self._unread.pop(ref), now)
-        while self._settled:
-            settled_at, stream = next(iter(self._settled.values()))
-            if now - settled_at <= KEEP_SETTLED_S and len(self._settled) <= MAX_SETTLED:
-                break
-            del self._settled[stream.ref]
         return effects
 
     def release(self, now: float) -> list[Effect]:

@@ -63,6 +63,7 @@ class Conversation(RuleBasedStateMachine):
     def wait(self, seconds):
         self.now += seconds
         self.run(self.streams.expire(self.now))
+        self.run(self.streams.judge_silence(self.now))
 
     @rule(count=st.integers(0, 6))
     def grant(self, count):

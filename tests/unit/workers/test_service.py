@@ -22,7 +22,7 @@ from erllama_host.protocol.link import Park as ParkBody
 from tests.support.workers import MODEL_ID, RunningService, until
 from workers.commands import Admitted, CancelRequest, EngineCall, EngineSnapshot, Failed, Hold, Park
 from workers.model import EngineEnded, LoadAdvanced, LoadFailed
-from workers.service import Silence
+from workers.service import GRACE_S, Silence
 
 CLIENT, OTHER = b"\x01client", b"\x01other"
 
@@ -329,8 +329,20 @@ def test_parts_reach_the_client_with_their_channels(shared):
     assert shared.controller.stream(ref)[1][0].parts == [Part("thinking", "h"), Part("text", "x")]
 
 
-def test_silence_is_judged_a_few_times_a_second_and_only_when_all_is_heard():
+def connected_silence():
     silence = Silence()
+    silence.connection(-GRACE_S, connected=True)
+    return silence
+
+
+def first_judged(silence, since):
+    """The first time after `since` at which silence may be judged, with the loop turning all the time."""
+    turns = (since + 0.25 * turn for turn in range(1, 100))
+    return next(now for now in turns if silence.may_be_judged(now, all_heard=True))
+
+
+def test_silence_is_judged_a_few_times_a_second_and_only_when_all_is_heard():
+    silence = connected_silence()
     assert silence.may_be_judged(0.0, all_heard=True)
     assert not silence.may_be_judged(0.1, all_heard=True)
     assert not silence.may_be_judged(0.3, all_heard=False)
@@ -338,9 +350,15 @@ def test_silence_is_judged_a_few_times_a_second_and_only_when_all_is_heard():
 
 
 def test_after_a_pause_of_our_own_clients_get_time_to_be_heard():
-    silence = Silence()
+    silence = connected_silence()
     assert silence.may_be_judged(0.0, all_heard=True)
     assert not silence.may_be_judged(60.0, all_heard=True)
-    turns = [60.0 + 0.25 * turn for turn in range(1, 30)]
-    judged = [now for now in turns if silence.may_be_judged(now, all_heard=True)]
-    assert judged and judged[0] >= 60.0 + CLIENT_SIGN_OF_LIFE_S
+    assert first_judged(silence, 60.0) >= 60.0 + CLIENT_SIGN_OF_LIFE_S
+
+
+def test_while_the_controller_is_away_and_soon_after_nobody_is_silent():
+    silence = connected_silence()
+    silence.connection(0.0, connected=False)
+    assert not any(silence.may_be_judged(0.25 * turn, all_heard=True) for turn in range(200))
+    silence.connection(50.0, connected=True)
+    assert first_judged(silence, 50.0) >= 50.0 + CLIENT_SIGN_OF_LIFE_S

@@ -124,8 +124,8 @@ def test_cancel_before_the_engine_knows_the_request_ends_it():
 def test_a_silent_client_is_lost_and_a_sign_of_life_keeps_it():
     streams = opened(lost_after_s=10.0)
     streams.credit(REF, ME, 0, 8.0)
-    assert streams.expire(15.0) == []
-    assert streams.expire(18.5) == [CancelRequest(REF, "lost_client")]
+    assert streams.judge_silence(15.0) == []
+    assert streams.judge_silence(18.5) == [CancelRequest(REF, "lost_client")]
 
 
 def test_a_deadline_passes_before_the_prompt_is_ready():
@@ -180,3 +180,12 @@ def test_before_the_process_leaves_what_has_ended_is_sent_without_credit():
     assert streams.ended(REF, "done", DONE, 0.2) == []
     assert [effect.kind for effect in streams.release(0.3)] == ["tokens", "done"]
     assert streams.release(0.4) == []
+
+
+def test_what_has_not_reached_the_engine_can_be_ended_together():
+    streams = opened()
+    other = REF.replace("0", "1")
+    streams.open(other, ME, 0.0, credit=1)
+    (effect,) = streams.end_opening("unload")
+    assert (effect.ref, effect.body.cancel_reason) == (other, "unload")
+    assert streams.end_opening("unload") == [] and streams.is_active(REF)
