@@ -20,13 +20,14 @@ _FOLLOW_WAIT_MS = 5000
 _ATTEND_WAIT_MS = 1000
 _ALL = 2000
 _STYLE_OF_WORD = {
-    "crash": "red",
-    "fail": "red",
     "gave_up": "bold red",
-    "hung": "red",
-    "died": "red",
+    "failed": "bold red",
+    "killed": "red",
+    "damaged": "red",
+    "ended": "yellow",
+    "vanished": "yellow",
+    "memory": "yellow",
     "ready": "green",
-    "restart": "yellow",
 }
 
 

@@ -100,6 +100,15 @@ def test_every_check_of_doctor_is_explained():
     assert [name for name in sorted(checks) if f"`{name}`" not in page] == []
 
 
+def test_every_event_of_the_journal_is_explained():
+    page = (ROOT / "docs/guides/operating.md").read_text(encoding="utf-8")
+    events = {"gave_up", "failed"}  # chosen by what happened, so not written where they are added
+    for path in (ROOT / "erllama_host/controller").glob("*.py"):
+        events |= set(re.findall(r"""journal\.add\(\s*"([a-z_]+)""", path.read_text(encoding="utf-8")))
+    assert len(events) > 10
+    assert [name for name in sorted(events) if f"`{name}`" not in page] == []
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
