@@ -3,6 +3,7 @@
 A worker is a DEALER whose routing id is fresh for each life. It says `w.hello` at start, after every reconnect, and whenever the
 controller asks (`c.hello`); `w.progress` while loading; `w.ready` or `w.failed` once; `w.beat` every `BEAT_INTERVAL_S`
 and at every change of phase. The controller needs nothing but these to know a worker: it may be younger than they are.
+`c.park` asks a worker to finish and save; `c.fence` tells it that a younger one serves its model, so that it leaves.
 """
 
 from typing import Any
