@@ -61,12 +61,12 @@ def load(
         $ erllama load big.gguf --id big -o tier=disk -o keep_alive_s=600
     """
     from erllama_host.cli.load_options import parse_options
-    from erllama_host.cli.progress import load_bar
+    from erllama_host.cli.progress import file_size, load_bar
 
     config = parse_options(options or [])
     if path is None and config.get("backend") != "stub":
         raise InvalidRequest("PATH is missing: name the GGUF file to load", field="path")
-    with open_client(ctx) as host, load_bar(path.name if path else "stub") as on_progress:
+    with open_client(ctx) as host, load_bar(path.name if path else "stub", file_size(path)) as on_progress:
         model = host.load_model(path or "", model_id=model_id, on_progress=on_progress, **config)
         info = model.info()
     if as_json:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from erllama_host.protocol.calls import LoadProgress
 
 Say = Callable[[str], None]
@@ -35,8 +37,8 @@ def waiting(text: str) -> Iterator[Say]:
 
 
 @contextmanager
-def load_bar(name: str) -> Iterator["Callable[[LoadProgress], None]"]:
-    """A bar for one load; the body hands it every `LoadProgress`."""
+def load_bar(name: str, file_bytes: int = 0) -> Iterator["Callable[[LoadProgress], None]"]:
+    """A bar for one load; the body hands it every `LoadProgress`. `file_bytes`: size of the file, where it is known."""
     if not sys.stderr.isatty():
         yield lambda _progress: None
         return
@@ -55,25 +57,33 @@ def load_bar(name: str) -> Iterator["Callable[[LoadProgress], None]"]:
         task = bar.add_task(f"{name}: starting", total=None, amount="")
 
         def on_progress(progress: "LoadProgress") -> None:
-            completed, total = shares(progress)
-            description = f"{name}: {progress.phase}"
-            bar.update(task, description=description, completed=completed, total=total, amount=amount_text(progress))
+            share = progress.fraction or None
+            amount = amount_text(progress.fraction, progress.total_bytes or file_bytes)
+            bar.update(
+                task,
+                description=f"{name}: {progress.phase}",
+                completed=progress.fraction,
+                total=share and 1.0,
+                amount=amount,
+            )
 
         yield on_progress
 
 
-def shares(progress: "LoadProgress") -> tuple[float, float | None]:
-    """Completed and total for the bar: bytes where known, else the fraction; None makes the bar pulse."""
-    if progress.total_bytes:
-        return progress.loaded_bytes or progress.fraction * progress.total_bytes, progress.total_bytes
-    return progress.fraction, 1.0 if progress.fraction else None
-
-
-def amount_text(progress: "LoadProgress") -> str:
-    """`70.1 MiB of 140.2 MiB`, or per cent, or nothing."""
+def amount_text(fraction: float, total_bytes: int) -> str:
+    """`70.1 MiB of 140 MiB`, or per cent where the size is not known, or nothing before the beginning."""
     from erllama_host.cli.words import bytes_text
 
-    completed, total = shares(progress)
-    if progress.total_bytes:
-        return f"{bytes_text(completed)} of {bytes_text(progress.total_bytes)}"
-    return f"{100 * completed:.0f}%" if total else ""
+    if not fraction:
+        return ""
+    if total_bytes:
+        return f"{bytes_text(fraction * total_bytes)} of {bytes_text(total_bytes)}"
+    return f"{fraction:.0%}"
+
+
+def file_size(path: "Path | None") -> int:
+    """Size of a file, 0 where it cannot be seen (a host on another machine)."""
+    try:
+        return path.stat().st_size if path is not None else 0
+    except OSError:
+        return 0

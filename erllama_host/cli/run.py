@@ -166,9 +166,9 @@ def _found_or_loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iter
 
 @contextmanager
 def _loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iterator["Model"]:
-    from erllama_host.cli.progress import load_bar
+    from erllama_host.cli.progress import file_size, load_bar
 
-    with load_bar(path.name) as on_progress:
+    with load_bar(path.name, file_size(path)) as on_progress:
         model = host.load_model(str(path), on_progress=on_progress, **config)
     try:
         yield model
