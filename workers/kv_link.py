@@ -30,7 +30,9 @@ from erllama_host.transport.sockets import dealer, receive, send
 
 HELLO_INTERVAL_S = 0.05
 PING_INTERVAL_S = 0.5
-AWAY_AFTER_S = 1.5
+AWAY_AFTER_S = 3.0
+OWN_GAP_S = 1.0
+"""A longer pause between two ticks means that this thread did not run: such silence is not the daemon's."""
 
 Answered = Callable[[Any | None], None]
 """Gets the body of the reply; None: there will be none."""
@@ -61,6 +63,7 @@ class DaemonLink:
         self._model = hello().model_id
         self._next_hello_s = 0.0
         self._next_ping_s = 0.0
+        self._last_tick_s = time.monotonic()
         self._unanswered_since_s: float | None = None
         self.registered: m.Registered | None = None
         self.on_forget: Callable[[m.Forget], None] = _ignore
@@ -85,6 +88,9 @@ class DaemonLink:
 
     def tick(self, now: float) -> float:
         """Say hello or ping when it is time. Returns when to be called again."""
+        if now - self._last_tick_s > OWN_GAP_S and self._unanswered_since_s is not None:
+            self._unanswered_since_s = now
+        self._last_tick_s = now
         if self.registered is None:
             if now >= self._next_hello_s:
                 self._next_hello_s = now + HELLO_INTERVAL_S

@@ -285,9 +285,9 @@ class _Io:
         timeout_s = 0.0 if self.jobs or commands else max(0.0, due - time.monotonic())
         self._poller.poll(int(timeout_s * 1000) + (1 if timeout_s else 0))
         self._wakeup.clear()
+        self.link.read()  # first, so that no command takes an answer that lies there for a silence
         while commands:
             commands.popleft()(self)
-        self.link.read()
         self.jobs.run_slice()
         self.writer.check_sealed()
 
