@@ -9,7 +9,7 @@ from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Model, State
 from erllama_host.controller.specs import read_specs
 from erllama_host.controller.world import World
-from erllama_host.supervisor.notes import watcher_name
+from erllama_host.supervisor.notes import read_exits, watcher_name
 
 
 async def bring_back(world: World, keeper: Keeper) -> None:
@@ -21,9 +21,11 @@ async def bring_back(world: World, keeper: Keeper) -> None:
             model.state = State.AWAY
             keeper.adopt(model)
         elif statuses.get(watcher_name(model.model_id)) == "active":
-            model.pid = next(iter(await world.circus.pids(watcher_name(model.model_id))), 0)
+            # What ended before us has been dealt with before us.
+            model.seen_ends = {note.pid for note in read_exits(world.paths.run, watcher_name(model.model_id))}
             keeper.adopt(model)
-            keeper.watch(model, model.pid)
+            for pid in await world.circus.pids(watcher_name(model.model_id)):
+                keeper.watch(model, pid)
         else:
             keeper.begin(model)
 

@@ -22,6 +22,14 @@ from erllama_host.supervisor.start import last_lines
 NOTE_TIMEOUT_S = 3.0
 NOTE_POLL_S = 0.02
 SHOWN_LOG_LINES = 12
+EVENT_OF_END = {
+    "crashed": "crashed",
+    "hung": "hung",
+    "out_of_memory": "out_of_memory",
+    "load_failed": "load_failed",
+    "asked": "stopped",
+}
+"""Kind of end (ends.py) → name of the event in the journal; the rest have simply `died`."""
 
 
 class Deaths:
@@ -34,8 +42,9 @@ class Deaths:
         keeper.on_death = self.on_death
 
     def on_death(self, model: Model, pid: int) -> None:
-        """The kernel says that the worker has ended."""
-        if pid in model.seen_ends:
+        """A process of the model has ended; that of an earlier life, told late, changes nothing for one that serves."""
+        earlier_life = model.state is State.READY and pid != model.pid
+        if pid in model.seen_ends or earlier_life:
             return
         model.seen_ends.add(pid)
         link = self._world.links.of_model(model.model_id)
@@ -67,7 +76,9 @@ class Deaths:
         if state is State.STOPPING or (state is State.AWAY and end.kind == "asked"):
             return
         lines = last_lines(specs.log_file(self._world.paths, model.model_id), SHOWN_LOG_LINES)
-        self._world.journal.add("worker_ended", model.model_id, pid=pid, kind=end.kind, reason=end.text)
+        self._world.journal.add(
+            EVENT_OF_END.get(end.kind, "died"), model.model_id, pid=pid, kind=end.kind, reason=end.text
+        )
         self._world.count(f"worker_ends_{end.kind}")
         if end.kind != "asked":
             model.last_failure, model.last_log_lines = end.text, lines

@@ -16,7 +16,7 @@ import msgspec
 from erllama_host.protocol.calls import Event, EventList
 
 MAX_WAIT_MS = 30_000
-MAX_ANSWER = 1000
+MAX_ANSWER = 5000
 
 
 class Journal:

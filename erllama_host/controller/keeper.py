@@ -164,7 +164,8 @@ class Keeper:
             return
         model.failure = error
         error.details.setdefault("last_log_lines", model.last_log_lines)
-        self._world.journal.add("failed", model.model_id, code=error.code, message=error.message)
+        name = "gave_up" if event is Event.GAVE_UP else "failed"
+        self._world.journal.add(name, model.model_id, code=error.code, message=error.message)
         self._world.log.error("model_failed", model=model.model_id, code=error.code, message=error.message)
         if model.stays:
             self._settle(model, error)
@@ -179,6 +180,7 @@ class Keeper:
         if known is not None:
             known.close()
         model.pid, model.process_since, model.kill_reason = pid, time.monotonic(), ""
+        model.seen_ends.discard(pid)  # pids come back
         self._watches[model.model_id] = ProcessWatch(pid, lambda ended: self._ended(model, ended))
 
     def kill(self, model: Model, reason: str) -> None:

@@ -22,7 +22,7 @@ from erllama_host.observability import Log
 from erllama_host.supervisor.intensity import History, Limits
 
 _PR_SET_CHILD_SUBREAPER = 36
-CIRCUSD_LIMITS = Limits(max_restarts=5, within_s=60.0)
+CIRCUSD_LIMITS = Limits(max_restarts=20, within_s=60.0)
 ORPHANS_MAY_TAKE_S = 45.0
 TICK_S = 1.0
 HERE = Path(__file__).parent

@@ -38,8 +38,8 @@ def test_killed_worker_comes_back_and_others_do_not_notice():
         assert "signal 9" in back["last_failure"]
         assert len(client.infer("first", 3)) == 3
         assert info(client, "other")["pid"] == other
-        ended = eventually(lambda: host.events("worker_ended"), "the end is in the journal")
-        assert ended[0]["fields"]["kind"] == "crashed"
+        ended = eventually(lambda: host.events("crashed"), "the end is in the journal")
+        assert "signal 9" in ended[0]["fields"]["reason"]
 
 
 def test_crash_loop_is_given_up_and_restart_clears_it():
@@ -50,6 +50,7 @@ def test_crash_loop_is_given_up_and_restart_clears_it():
         os.kill(pid, signal.SIGKILL)
         failed = wait_status(host, "bad", "failed")
         assert "given up" in failed["last_failure"] and "signal 9" in failed["last_failure"]
+        assert [event["model"] for event in host.events("gave_up")] == ["bad"]
         with pytest.raises(ModelFailed) as caught:
             client.infer("bad", 1)
         assert caught.value.details["reason"] == "crashed"
@@ -93,11 +94,14 @@ def test_stopped_worker_and_stopped_controller_are_replaced():
 
 def test_killed_controller_adopts_what_runs():
     with running_host() as host, host.client() as client:
-        worker = client.load_stub("tiny")["pid"]
+        first = client.load_stub("tiny")["pid"]
+        os.kill(first, signal.SIGKILL)  # leaves a note, which the next controller must not take for news
+        worker = wait_status(host, "tiny", "idle", other_than=first)["pid"]
         controller = host.pid_of("controller")
         os.kill(controller, signal.SIGKILL)
         eventually(lambda: host.pid_of("controller") not in (0, controller), "another controller serves")
         assert wait_status(host, "tiny", "idle")["pid"] == worker
+        assert len(host.events("crashed")) == 1
         with host.client() as again:
             assert len(again.infer("tiny", 4)) == 4
 
