@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from erllama_host.client import Client
     from erllama_host.config import Config, Paths
 
+_SOON_S = 3.0
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,14 +51,23 @@ def config_of(paths: "Paths") -> "Config":
     return load_config(paths.config_file)
 
 
-def open_client(ctx: typer.Context) -> "Client":
-    """A client of the host; a context manager. It connects when first used, and then may raise HostUnavailable."""
+def open_client(ctx: typer.Context, impatient: bool = False) -> "Client":
+    """A client of the host; a context manager. It connects when first used, and then may raise HostUnavailable.
+
+    Args:
+        impatient: say soon that a host has gone, instead of waiting for it to come back.
+    """
     settings = settings_of(ctx)
-    return connect(paths_of(ctx).endpoint, settings.key_file, settings.server_key_file)
+    return connect(paths_of(ctx).endpoint, settings.key_file, settings.server_key_file, impatient)
 
 
-def connect(endpoint: str, key_file: Path | None = None, server_key_file: Path | None = None) -> "Client":
+def connect(
+    endpoint: str, key_file: Path | None = None, server_key_file: Path | None = None, impatient: bool = False
+) -> "Client":
     """A client for `endpoint`; tests put a fake here."""
-    from erllama_host.client import Client
+    from erllama_host.client import Client, Patience
 
-    return Client(endpoint, key_file=key_file, server_key_file=server_key_file)
+    keys = {"key_file": key_file, "server_key_file": server_key_file}
+    if impatient:
+        return Client(endpoint, **keys, timeout_s=_SOON_S, patience=Patience(accept_s=_SOON_S, grace_s=_SOON_S))
+    return Client(endpoint, **keys)

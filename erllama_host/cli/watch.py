@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def watch_models(ctx: typer.Context, interval_s: float, as_json: bool) -> None:
     """Look every `interval_s` until Ctrl-C. Piped, or with JSON, every look is printed below the last."""
-    with open_client(ctx) as host:
+    with open_client(ctx, impatient=True) as host:
         if as_json or not sys.stdout.isatty():
             _print_looks(host, interval_s, as_json)
         else:
@@ -45,15 +45,15 @@ def _show_screen(host: "Client", interval_s: float) -> None:
     from erllama_host.cli.output import console
 
     screen = console()
-    status = host.host_status()
+    status, seen_at = host.host_status(), time.monotonic()
     with Live(render(status, screen.width), console=screen, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
             trouble = ""
             try:
-                status = host.host_status()
+                status, seen_at = host.host_status(), time.monotonic()
             except (HostUnavailable, Timeout) as error:
-                trouble = error.message
+                trouble = f"{error.message}\nThe figures are {duration_text(time.monotonic() - seen_at)} old."
             live.update(render(status, screen.width, trouble), refresh=True)
 
 
