@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from erllama_host.config import Config, Paths
 
 _SOON_S = 3.0
+_CALL_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ def connect(
     """A client for `endpoint`; tests put a fake here."""
     from erllama_host.client import Client, Patience
 
-    keys = {"key_file": key_file, "server_key_file": server_key_file}
-    if impatient:
-        return Client(endpoint, **keys, timeout_s=_SOON_S, patience=Patience(accept_s=_SOON_S, grace_s=_SOON_S))
-    return Client(endpoint, **keys)
+    patience = Patience(accept_s=_SOON_S, grace_s=_SOON_S) if impatient else Patience()
+    timeout_s = _SOON_S if impatient else _CALL_TIMEOUT_S
+    return Client(endpoint, key_file=key_file, server_key_file=server_key_file, timeout_s=timeout_s, patience=patience)
