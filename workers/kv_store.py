@@ -242,8 +242,8 @@ class KvStore:
         self._on_wake()
 
     def _run(self) -> None:
+        io = _Io(self._endpoint, self._hello, self._log, self._counters, self._finished, self._wakeup)
         try:
-            io = _Io(self._endpoint, self._hello, self._log, self._counters, self._finished, self._wakeup)
             while self._stop_by_s is None:
                 io.round(self._commands)
                 self._connected = io.link.connected
@@ -252,6 +252,7 @@ class KvStore:
         except BaseException as error:  # noqa: BLE001  # raised in the engine thread by its next call
             self._failure = error
             self._connected = False
+            io.link.close()
             self._on_wake()
 
 
