@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from erllama_host.supervisor.state import hold, read_pid
 
 OLD_ONE_MAY_TAKE_S = 8.0
 OOM_SCORE = -500
+MAX_DESCRIPTORS = 65_536
 
 
 def main() -> int:
@@ -25,6 +27,7 @@ def main() -> int:
     die_with_parent()
     os.umask(0o077)
     set_oom_score(OOM_SCORE)
+    raise_descriptor_limit()
     try:
         paths = find_paths()
         paths.prepare()
@@ -38,6 +41,14 @@ def main() -> int:
         return ExitCode.FENCED
     asyncio.run(_serve(paths, config, log))
     return ExitCode.CLEAN
+
+
+def raise_descriptor_limit() -> None:
+    """Every client and worker takes a descriptor: use what the system allows, not the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, MAX_DESCRIPTORS) if hard != resource.RLIM_INFINITY else MAX_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(paths: Paths, config: Config, log: Log) -> None:
