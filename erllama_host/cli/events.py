@@ -22,11 +22,15 @@ _ALL = 2000
 _STYLE_OF_WORD = {
     "gave_up": "bold red",
     "failed": "bold red",
+    "crashed": "red",
+    "hung": "red",
+    "died": "red",
     "killed": "red",
+    "out_of_memory": "red",
     "damaged": "red",
-    "ended": "yellow",
     "vanished": "yellow",
-    "memory": "yellow",
+    "stopped": "yellow",
+    "memory_relief": "yellow",
     "ready": "green",
 }
 

@@ -12,6 +12,7 @@ import typer
 
 from erllama_host.cli.main import make_app
 from erllama_host.config import parse_config
+from erllama_host.controller.deaths import EVENT_OF_END
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -102,7 +103,12 @@ def test_every_check_of_doctor_is_explained():
 
 def test_every_event_of_the_journal_is_explained():
     page = (ROOT / "docs/guides/operating.md").read_text(encoding="utf-8")
-    events = {"gave_up", "failed"}  # chosen by what happened, so not written where they are added
+    events = {
+        "gave_up",
+        "failed",
+        "died",
+        *EVENT_OF_END.values(),
+    }  # chosen by what happened, so not written where they are added
     for path in (ROOT / "erllama_host/controller").glob("*.py"):
         events |= set(re.findall(r"""journal\.add\(\s*"([a-z_]+)""", path.read_text(encoding="utf-8")))
     assert len(events) > 10
