@@ -66,8 +66,8 @@ class Restorer:
             return False
         visit.result = result = visit.pending.result()
         request.times.lookup_ms += result.lookup_ms
-        request.cache.miss_reason = result.miss_reason.value if result.miss_reason is not None else None
-        request.cache.diverged_at = result.diverged_at
+        request.tally.miss_reason = result.miss_reason.value if result.miss_reason is not None else None
+        request.tally.diverged_at = result.diverged_at
         self._counters["lookup_ms"] += result.lookup_ms
         return True
 
@@ -99,7 +99,7 @@ class Restorer:
         if visit.logits is None and visit.result.logits is not None:
             visit.logits = _read_logits(visit.result.logits, self._backend.info.n_vocab)
             if visit.logits is None:
-                request.cache.miss_reason = MissReason.RACED.value
+                request.tally.miss_reason = MissReason.RACED.value
         return visit.logits
 
     def end(self, ref: str) -> None:
@@ -139,7 +139,7 @@ class Restorer:
                 segments = result.segments
         else:
             self._begin_anew(request)
-        request.cache.live_tokens = request.num_kv
+        request.tally.live_tokens = request.num_kv
         return list(segments)
 
     def _begin_anew(self, request: Request) -> None:
@@ -165,7 +165,7 @@ class Restorer:
         failure = self._failure(request, live, segment, use_end)
         if failure is not None:
             self._counters[f"restores_{failure}"] += 1
-            request.cache.miss_reason = failure
+            request.tally.miss_reason = failure
             self._undo(live, start)
             return False
         self._pool.grew(live, request.row[start:use_end])
@@ -173,7 +173,7 @@ class Restorer:
         live.saved_end = use_end
         live.chain_end = start if kind is PieceKind.SNAPSHOT else use_end
         live.asked_end = live.chain_end - live.chain_end % meta.block_tokens
-        tiers = request.cache.tier_tokens
+        tiers = request.tally.tier_tokens
         tiers[segment.tier] = tiers.get(segment.tier, 0) + use_end - start
         return True
 
@@ -206,20 +206,16 @@ class Restorer:
         self._pool.resync(live)
 
     def _settle(self, request: Request) -> None:
-        """Without the snapshot that completes them, cells of a model with recurrent state are worth nothing."""
-        live = request.live
-        assert live is not None
-        if self._backend.info.can_truncate:
-            if len(live.tokens) < request.cache.live_tokens + sum(request.cache.tier_tokens.values()):
-                request.cache.live_tokens = len(live.tokens)
-            return
-        visit = self._visits[request.ref]
-        assert visit.result is not None
-        restored = sum(request.cache.tier_tokens.values())
-        if restored and len(live.tokens) != visit.result.hit_len:
+        """Make the tally true where something had to be thrown away: a sequence that could not be cut back, or cells of a
+        model with recurrent state whose snapshot did not come."""
+        live, visit = request.live, self._visits[request.ref]
+        assert live is not None and visit.result is not None
+        if live.incomplete:
             self._pool.drop(live)
-            request.live = self._pool.open(live.space, request.ref, live.last_used)
-            request.cache.tier_tokens.clear()
+            request.live = live = self._pool.open(live.space, request.ref, live.last_used)
+        if not live.tokens:
+            request.tally.live_tokens = 0
+            request.tally.tier_tokens.clear()
 
 
 def _read_logits(segment: LeasedSegment, n_vocab: int) -> Logits | None:

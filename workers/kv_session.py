@@ -74,7 +74,7 @@ class KvSession:
         """Ask the store for more than is live, where that can pay. False: compute straight away."""
         gate = self.gate(len(request.row))
         if gate is not None:
-            request.cache.miss_reason = gate
+            request.tally.miss_reason = gate
             return False
         missing = request.most_reusable - request.num_kv
         if missing == 0 and request.draft_from is not None:
@@ -116,7 +116,6 @@ class KvSession:
         logits = self.stored_logits(request)
         if logits is None or request.sampler is None:
             return None
-        request.cache.used_logits = True
         return request.sampler.sample_from(logits)
 
     def end_lookup(self, request: Request) -> None:

@@ -66,7 +66,6 @@ class CacheTally:
 
     live_tokens: int = 0
     tier_tokens: dict[str, int] = field(default_factory=dict)
-    used_logits: bool = False
     created_tokens: int = 0
     miss_reason: str | None = None
     diverged_at: int | None = None
@@ -90,6 +89,8 @@ class Request:
         row: prompt and answer. generated: the answer alone, with what an earlier worker delivered.
         prefill_end: length of the row when it was admitted; with that many tokens computed, the next one is sampled.
         draft_from: for `verify`: logits are wanted from this position of the row on; None for inference.
+        cache: what the cache did when the request was first admitted, which is what its report tells. tally: what it does for
+            the present admission: the same, unless the request was preempted.
         cuts: positions where the prefill must stop once, for state that can only be taken or shared at its very end.
         snapshot_at: block ends at which a snapshot is stored. pinned: the prefix to pin was handed to the store.
     """
@@ -116,6 +117,7 @@ class Request:
         self.text: AnswerText | None = None
         self.times = Times()
         self.cache = CacheTally()
+        self.tally = self.cache
         self.outbox = Outbox(first_index=len(submit.delivered))
         self.prefilled_tokens = 0
         self.draft_tokens = 0

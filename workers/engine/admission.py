@@ -134,7 +134,7 @@ class Admission:
         request.live = core.pool.take(match, request.ref, request.submit.session_id, now) if match is not None else None
         if request.live is None:
             request.live = core.pool.open(space, request.ref, now)
-        request.cache.live_tokens = request.num_kv
+        request.tally.live_tokens = request.num_kv
         if core.kv.begin_lookup(request, packed):
             request.enter(Phase.LOOKUP)
         else:
@@ -222,12 +222,12 @@ class Admission:
         request.live = core.pool.take(match, request.ref, request.submit.session_id, now) if match is not None else None
         if request.live is None:
             request.live = core.pool.open(space, request.ref, now)
-        request.cache.live_tokens, request.cache.tier_tokens = request.num_kv, {}
+        request.tally.live_tokens, request.tally.tier_tokens = request.num_kv, {}
 
     @staticmethod
     def _uncount(request: Request, end: int) -> None:
         """One reused token less: the last source that gave one."""
-        tally = request.cache
+        tally = request.tally
         for tier in reversed(list(tally.tier_tokens)):
             if tally.tier_tokens[tier]:
                 tally.tier_tokens[tier] -= 1

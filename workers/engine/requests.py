@@ -8,7 +8,7 @@ from erllama_host.errors import ErllamaError, ModelLoading, QueueFull, SessionBu
 from workers.commands import CancelRequest, Failed, Finished, Hold, Submit
 from workers.engine.answers import Answers
 from workers.engine.core import Core
-from workers.sequence import Phase, Request, cache_report, stats
+from workers.sequence import CacheTally, Phase, Request, cache_report, stats
 
 _MIN_RETRY_S = 0.1
 
@@ -137,6 +137,7 @@ class Requests:
         core.running.remove(request)
         request.enter(Phase.QUEUED)
         request.preempted = True
+        request.tally = CacheTally()
         core.queue.append(request)
         core.counters["preemptions"] += 1
 

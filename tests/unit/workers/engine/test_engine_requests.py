@@ -344,3 +344,14 @@ def test_drifted_cells_are_found_when_idle_and_everything_is_cleared():
     assert harness.core.counters["errors_InternalError"] == 1 and "cells_drifted" in harness.log.getvalue()
     assert len(harness.core.pool.cells) == 0 and harness.drift() == []
     assert harness.run("hello", max_tokens=10).generated == alone("hello", max_tokens=10)[0]
+
+
+def test_a_preempted_request_reports_what_the_cache_did_at_first():
+    harness = Harness(n_cells=192, n_ctx=128, n_seq_max=3, n_batch=64)
+    refs = [harness.submit(f"{n} is the number of this prompt, whatever it says", max_tokens=70) for n in range(4)]
+    harness.finish(*refs)
+    assert harness.core.counters["preemptions"] > 0
+    for ref in refs:
+        end = harness.end_of(ref)
+        assert end.cache.read_tokens <= end.stats.prompt_tokens
+        assert end.stats.prefilled_tokens >= end.stats.prompt_tokens - end.cache.read_tokens
