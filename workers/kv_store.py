@@ -87,7 +87,6 @@ class KvStore:
         self._hello = m.WorkerRegister(
             model_id=model_id, pid=os.getpid(), incarnation=incarnation, namespace=namespace, tier=tier
         )
-        self._endpoint = endpoint
         self._log = log or Log("cache-client")
         self._timeout_s = timeout_s
         self._on_wake = on_wake
@@ -99,7 +98,9 @@ class KvStore:
         self._failure: BaseException | None = None
         self._connected = False
         self._stop_by_s: float | None = None
-        self._thread = threading.Thread(target=self._run, name="kv-io", daemon=True)
+        self._is_closed = False
+        io = _Io(endpoint, self._hello, self._log, self._counters, self._finished, self._wakeup)
+        self._thread = threading.Thread(target=self._run, args=(io,), name="kv-io", daemon=True)
         self._thread.start()
 
     # ---- readers -------------------------------------------------------------------------------------------------
@@ -214,8 +215,12 @@ class KvStore:
             deadline_s: on the `time.monotonic` clock; bounds the goodbye.
         """
         self._stop_by_s = deadline_s
-        self._wakeup.set()
+        if not self._is_closed:
+            self._wakeup.set()
         self._thread.join(max(0.0, deadline_s - time.monotonic()) + BYE_TIMEOUT_S)
+        if not self._thread.is_alive() and not self._is_closed:
+            self._is_closed = True
+            self._wakeup.close()
         self._check()
 
     # ---- inside --------------------------------------------------------------------------------------------------
@@ -226,8 +231,9 @@ class KvStore:
 
     def _post(self, command: "Callable[[_Io], None]") -> None:
         self._check()
-        self._commands.append(command)
-        self._wakeup.set()
+        if not self._is_closed:  # else nobody is there to do it, and every call ends by its deadline
+            self._commands.append(command)
+            self._wakeup.set()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -241,8 +247,7 @@ class KvStore:
             self._publish_lock.notify_all()
         self._on_wake()
 
-    def _run(self) -> None:
-        io = _Io(self._endpoint, self._hello, self._log, self._counters, self._finished, self._wakeup)
+    def _run(self, io: "_Io") -> None:
         try:
             while self._stop_by_s is None:
                 io.round(self._commands)
