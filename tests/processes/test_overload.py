@@ -88,8 +88,9 @@ def test_a_client_that_does_not_read_slows_only_itself(host, crowd):
         # What they did not read is bounded by their credit, and is still there.
         for socket in crowd[:3]:
             assert socket.poll(20_000)
+        credit = msgspec.msgpack.encode({"tokens": 2000})
         for ref, socket in zip(deaf, crowd, strict=False):
-            socket.send_multipart([encode_envelope(Envelope(PROTOCOL_VERSION, "cancel", ref, MODEL)), b""])
+            socket.send_multipart([encode_envelope(Envelope(PROTOCOL_VERSION, "credit", ref, MODEL)), credit])
         read_all(crowd[:3], deaf, timeout_s=60)
         assert set(deaf.values()) == {"done"}
 
