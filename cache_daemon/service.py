@@ -92,6 +92,7 @@ class CacheService:
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._wakeup.fd, zmq.POLLIN)
+        catalog.recovering = True  # from before the first message
         gc.disable()  # until recovery is done
         self._recovery: Iterator[None] | None = recover(catalog, tiers, self.report)
         self._stop_by_s: float | None = None
