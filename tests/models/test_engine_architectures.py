@@ -6,12 +6,14 @@ Windows are passed on purpose: 64 tokens wide, rows of more than 200. The models
 import pytest
 
 from erllama_host.config.model import ModelConfig, ModelSpec
+from erllama_host.errors import NotSupported
 from erllama_host.protocol import calls as c
-from erllama_host.protocol.inference import AdapterUse
+from erllama_host.protocol.inference import AdapterUse, pack_tokens
 from tests.support import ggufs
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
 from workers.backend.values import KvMode
+from workers.commands import EmbedTexts
 
 pytestmark = pytest.mark.model
 
@@ -123,3 +125,16 @@ def test_real_adapters_change_answers_return_exactly_and_never_share_kv():
     again = later.run(PROMPT, max_tokens=12, ignore_eos=True)
     assert again.cache.kind == "exact" and again.generated == with_one.generated
     later.serving.close()
+
+
+def test_an_embedding_model_embeds_and_refuses_the_rest():
+    harness = engine(None, "embedding", n_ctx=256)
+    texts = [pack_tokens([1, 5, 6, 7]), pack_tokens([1, 9])]
+    result = harness.call("embed", EmbedTexts(texts))
+    assert len(result.vectors) == 2 and len(result.vectors[0]) == 4 * result.n_embd
+    assert isinstance(harness.run([1, 5, 6]).error, NotSupported)
+    with pytest.raises(NotSupported):
+        harness.call("verify", c.Verify(tokens=texts[0], draft=texts[1]))
+    assert harness.call("evict", c.Evict()).deferred is False
+    assert harness.call("embed", EmbedTexts(texts)).vectors == result.vectors
+    harness.serving.close()

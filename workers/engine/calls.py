@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from erllama_host.errors import ErllamaError, InternalError, InvalidRequest, ModelLoading, SessionBusy, Timeout
+from erllama_host.errors import (
+    ErllamaError,
+    InternalError,
+    InvalidRequest,
+    ModelLoading,
+    NotSupported,
+    SessionBusy,
+    Timeout,
+)
 from erllama_host.kv.segment import SaveReason
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import SamplingParams, unpack_tokens
@@ -268,6 +276,8 @@ class Calls:
         tokens, draft = unpack_tokens(call.body.tokens), unpack_tokens(call.body.draft)
         if not tokens:
             raise InvalidRequest("tokens must not be empty", field="tokens")
+        if core.backend.info.is_embedding_model:
+            raise NotSupported("an embedding model does not generate, so it has nothing to verify")
         core.backend.vocabulary.check_ids(tokens)
         core.backend.vocabulary.check_ids(draft)
         if len(tokens) + len(draft) > core.backend.limits.n_ctx:

@@ -4,7 +4,7 @@ Every request that was taken in ends in exactly one `Finished` or `Failed`, and 
 else: its slot, its sampler, its adapter set, its sequence, its lease.
 """
 
-from erllama_host.errors import ErllamaError, ModelLoading, QueueFull, SessionBusy
+from erllama_host.errors import ErllamaError, ModelLoading, NotSupported, QueueFull, SessionBusy
 from workers.commands import CancelRequest, Failed, Finished, Hold, Submit
 from workers.engine.answers import Answers
 from workers.engine.core import Core
@@ -43,6 +43,8 @@ class Requests:
         core = self._core
         if core.parking is not None:
             return ModelLoading("the model is being stopped", retry_after_s=1.0)
+        if core.backend.info.is_embedding_model:
+            return NotSupported("an embedding model does not generate; use embed")
         if len(core.queue) >= core.config.max_queue:
             retry = max(_MIN_RETRY_S, self._mean_service_s * len(core.queue) / core.backend.limits.num_slots)
             return QueueFull(f"{len(core.queue)} requests are waiting for this model", retry_after_s=round(retry, 2))
