@@ -11,7 +11,7 @@ import pytest
 from tests.support.ggufs import smollm2_lora
 from tests.support.hosts import running_host
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs" / "guides").glob("*.md")), ROOT / "README.md"]

@@ -9,6 +9,7 @@ BLOCKS = [(page, block) for page in transcript.PAGES for block in transcript.blo
 
 @pytest.mark.process
 @pytest.mark.model
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page.name for page, _ in BLOCKS])
 def test_a_session_is_still_as_written(page, block):
     assert transcript.words(transcript.record(block)) == transcript.words(block), "run: python -m docs.transcript"

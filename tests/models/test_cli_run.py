@@ -13,7 +13,7 @@ from tests.support.command_line import Shell
 from tests.support.hosts import eventually
 from tests.support.models import smollm2
 
-pytestmark = [pytest.mark.process, pytest.mark.model]
+pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.timeout(300)]
 
 
 def test_a_file_is_answered_from_by_a_private_host(tmp_path):
@@ -23,7 +23,7 @@ def test_a_file_is_answered_from_by_a_private_host(tmp_path):
     words = ["run", str(smollm2()), "--raw", "The capital of France is", "-n", "8", "--stats", "-o", "n_ctx=512"]
     process = shell.start(*words)
     base = eventually(lambda: next(temporary.glob("erl-*/run")).parent, "the private host's directory")
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "Paris" in out
     assert "8 generated" in err

@@ -15,7 +15,7 @@ from erllama_host.supervisor.state import host_state
 from erllama_host.supervisor.stop import stop_host
 from tests.support.command_line import Shell
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 CONFIG = """
 [models.one]

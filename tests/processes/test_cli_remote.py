@@ -12,7 +12,7 @@ from erllama_host.config import Paths
 from erllama_host.supervisor.stop import stop_host
 from tests.support.command_line import Shell
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 
 def free_port():

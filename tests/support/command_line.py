@@ -11,7 +11,7 @@ from typing import Any
 from erllama_host.config import Paths
 
 ROOT = Path(__file__).parents[2]
-BOUND_S = 90.0
+BOUND_S = 150.0
 
 
 @dataclass
