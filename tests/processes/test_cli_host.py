@@ -96,7 +96,8 @@ def test_a_day_of_an_operator(shell):
     shell.run("down", code=3)
 
 
-def test_a_host_in_the_foreground_ends_with_ctrl_c(shell):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "systemctl-stop"])
+def test_a_host_in_the_foreground_ends_in_order(shell, ending):
     shell.paths.config_file.write_text("")
     process = shell.start("up")
     try:
@@ -105,7 +106,7 @@ def test_a_host_in_the_foreground_ends_with_ctrl_c(shell):
         assert "the host is up" in told[0]
         shell.run("load", "-o", "backend=stub", "--id", "x")
         assert "loading" in _until(process, "loading")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         assert process.wait(60) == 0
     finally:
         process.kill()
