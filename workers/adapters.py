@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from erllama_host.errors import AdapterNotFound
+from erllama_host.errors import AdapterNotFound, InvalidRequest
 from erllama_host.protocol.calls import AdapterInfo
 from erllama_host.protocol.inference import AdapterUse
 from workers.backend.base import Backend
 from workers.backend.values import LoraHandle
 
 _HANDLE_DIGITS = 12
+MAX_SCALE = 1e6
+"""Far beyond any use; scales are part of cache keys as 64-bit fixed point, which ends at 2**31."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,12 @@ def handle_of(sha256: bytes) -> str:
     return f"lora-{sha256.hex()[:_HANDLE_DIGITS]}"
 
 
+def check_scale(scale: float) -> None:
+    """Raise InvalidRequest unless `scale` is a finite number of a sensible size."""
+    if not abs(scale) <= MAX_SCALE:  # also catches nan
+        raise InvalidRequest(f"scale must be between -{MAX_SCALE:g} and {MAX_SCALE:g}, got {scale}", field="scale")
+
+
 class AdapterTable:
     """Loaded adapters, by handle."""
 
@@ -60,8 +68,9 @@ class AdapterTable:
         """Load and attach, for later requests. Known already: attach again with the new scale.
 
         Raises:
-            InvalidRequest: the file is no adapter for this model.
+            InvalidRequest: the file is no adapter for this model, or the scale is not a sensible number.
         """
+        check_scale(scale)
         handle = handle or handle_of(sha256)
         known = self._loaded.get(handle)
         if known is None:
@@ -80,8 +89,9 @@ class AdapterTable:
         """Change the scale for later requests.
 
         Raises:
-            AdapterNotFound: no such adapter is attached.
+            AdapterNotFound: no such adapter is attached. InvalidRequest: no sensible number.
         """
+        check_scale(scale)
         self._find(handle).scale = scale
 
     def attached(self) -> list[AdapterInfo]:
@@ -92,13 +102,16 @@ class AdapterTable:
         """The set a request gets: the one it names, or what is attached. It counts as used until `release`.
 
         Raises:
-            AdapterNotFound: a named adapter is not loaded.
+            AdapterNotFound: a named adapter is not loaded. InvalidRequest: one is named twice, or a scale is no sensible number.
         """
         if uses is None:
             wanted = [AdapterUse(handle, one.scale) for handle, one in self._loaded.items() if one.attached]
         else:
             wanted = list(uses)
+            if len({use.handle for use in wanted}) < len(wanted):
+                raise InvalidRequest("an adapter is named twice", field="adapters")
             for use in wanted:
+                check_scale(use.scale)
                 if use.handle not in self._loaded:
                     raise AdapterNotFound(f"no adapter {use.handle!r} is loaded in this model", handle=use.handle)
         chosen = AdapterSet(tuple(sorted((use for use in wanted if use.scale), key=lambda use: use.handle)))

@@ -206,12 +206,10 @@ class Serving:
         return bool(commands)
 
     def _before_decode(self, info: StepInfo) -> None:
-        if self._work_since is None:
-            self._work_since = self.core.clock()
-        estimate = self.core.rates.step_estimate_s(info.num_prefill)
-        self._publish(self._snapshot(max(MIN_STEP_LIMIT_S, STEP_LIMIT_FACTOR * estimate)))
         # A hang is a step that does not end: each one starts the clock anew.
         self._work_since = self.core.clock()
+        estimate = self.core.rates.step_estimate_s(info.num_prefill)
+        self._publish(self._snapshot(max(MIN_STEP_LIMIT_S, STEP_LIMIT_FACTOR * estimate)))
 
     def _became_idle(self) -> bool:
         """Nothing to do: check that no cell leaked, carry out a put-off `evict`, and say that we are idle."""

@@ -271,3 +271,17 @@ def test_commands_are_taken_in_order():
         harness.post(EngineCall(900 + number, "list_adapters", None))
     harness.tick()
     assert [report.call_id for report in harness.reports] == [900, 901, 902]
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1e12])
+def test_senseless_scales_and_doubled_adapters_are_refused(loras, scale):
+    harness = Harness()
+    with pytest.raises(InvalidRequest, match="scale"):
+        load(harness, loras[0], scale)
+    info = load(harness, loras[0])
+    with pytest.raises(InvalidRequest, match="scale"):
+        harness.call("set_adapter_scale", c.SetAdapterScale(handle=info.handle, scale=scale))
+    for uses in ((AdapterUse(info.handle, scale),), (AdapterUse(info.handle), AdapterUse(info.handle))):
+        end = harness.run(PROMPT, adapters=uses, max_tokens=2)
+        assert isinstance(end.error, InvalidRequest)
+    assert harness.core.adapters.attached() == [info]

@@ -355,3 +355,17 @@ def test_a_preempted_request_reports_what_the_cache_did_at_first():
         end = harness.end_of(ref)
         assert end.cache.read_tokens <= end.stats.prompt_tokens
         assert end.stats.prefilled_tokens >= end.stats.prompt_tokens - end.cache.read_tokens
+
+
+def test_a_snapshot_is_published_before_each_decode_with_its_start():
+    harness = Harness()
+    starts = []
+    decode = harness.core.backend.decode
+
+    def spy(rows):
+        starts.append((harness.clock.now, harness.snapshots[-1].work_since))
+        return decode(rows)
+
+    harness.core.backend.decode = spy
+    harness.run("hello", max_tokens=5)
+    assert len(starts) == 5 and all(now == since for now, since in starts)
