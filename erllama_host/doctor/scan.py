@@ -19,7 +19,7 @@ class HostProcess:
     """One process of some host.
 
     Attributes:
-        role: `circusd`, `parent`, `cache`, `controller`, `model:<id>`.
+        role: `circusd`, `parent`, `cache`, `controller`, `model:<id>`, or `helper` of one of them.
         parent_pid: 1 (or another reaper's) when it has lost its own.
         run, home: its host's directories; None where its environment cannot be read (another user's).
     """
@@ -75,10 +75,11 @@ def _is_python(word: str) -> bool:
 
 
 def _role_of_module(module: str) -> str | None:
-    for name, role in _MODULES.items():
-        if module == name or module.startswith(name + "."):
-            return role
-    return "circusd" if module.startswith("circus.circusd") else None
+    if module in _MODULES:
+        return _MODULES[module]
+    if module.partition(".")[0] in ("workers", "cache_daemon"):
+        return "helper"
+    return "circusd" if module == "circus.circusd" else None
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

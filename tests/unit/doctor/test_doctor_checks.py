@@ -171,6 +171,7 @@ def test_shared_memory_of_a_dead_host_is_removed_and_of_a_live_one_kept(look, pa
         ("python -m erllama_host.supervisor --detach", "parent"),
         ("python -m circus.circusd --logger-config a.ini circus.ini", "circusd"),
         ("/usr/bin/python /x/bin/circusd circus.ini", "circusd"),
+        ("python -m workers.chat.sandbox", "helper"),
         ("python -m http.server", None),
         ("vi workers", None),
         ("python -m workers", None),
