@@ -156,7 +156,11 @@ def _private_host(path: Path) -> Iterator["Client"]:
 @contextmanager
 def _found_or_loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iterator["Model"]:
     """A model that runs from that very file already is used as it is; options ask for one of our own."""
-    same = [model for model in host.list_models() if model.path == str(path) and model.status != "failed"]
+    same = [
+        model
+        for model in host.list_models()
+        if Path(model.path).resolve() == path.resolve() and model.status != "failed"
+    ]
     if same and not config:
         yield host.model(same[0].model_id)
         return
