@@ -1,7 +1,7 @@
 """Reading GBNF grammars as llama.cpp does, to say where one is wrong. Pure.
 
 The parser mirrors llama-grammar.cpp (`parse_sequence`, `handle_repetitions`), whose own errors go to the log of the
-process together with the whole text. What a grammar costs to follow is `gbnf_check.py`'s matter.
+process together with the whole text. `gbnf_machine.py` follows what is read here.
 """
 
 import re
@@ -12,11 +12,8 @@ MAX_NESTING = 1000
 MAX_REPEATS = 2000
 """llama.cpp's own bound of rules that one repetition makes (MAX_REPETITION_THRESHOLD)."""
 MAX_ELEMENTS = 200_000
-MAX_VISITS = 100_000
-"""Rules that llama.cpp's search for left recursion may visit from one rule."""
 
 _NAME = re.compile(r"[a-zA-Z0-9-]+")
-_TOKEN = re.compile(r"!?<[^>\n]+>")
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 
@@ -33,13 +30,19 @@ class CharSet:
     negated: bool = False
 
     def accepts(self, code: int) -> bool:
-        return any(low <= code <= high for low, high in self.ranges) is not self.negated
+        for low, high in self.ranges:
+            if low <= code <= high:
+                return not self.negated
+        return self.negated
 
-    def example(self) -> int:
-        """Some accepted code point."""
+    def intersects(self, low: int, high: int) -> bool:
+        """Whether some code point of `[low, high]` is accepted."""
         if not self.negated:
-            return self.ranges[0][0] if self.ranges else 0
-        return next(code for code in range(97, 0x110000) if self.accepts(code))
+            return any(first <= high and low <= last for first, last in self.ranges)
+        # The first code point after each excluded range, and `low` itself, are the only candidates for the smallest
+        # one.
+        candidates = (low, *(last + 1 for _, last in self.ranges))
+        return any(low <= code <= high and self.accepts(code) for code in candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,7 @@ class RuleRef:
     rule: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRef:
-    """One token of the vocabulary, `<name>` or `<[id]>`: llama.cpp looks it up."""
-
-
-Element = CharSet | RuleRef | TokenRef
+Element = CharSet | RuleRef
 Alternative = tuple[Element, ...]
 
 
@@ -63,8 +61,6 @@ class Grammar:
     """Rules by number: each a list of alternatives. Rules made for groups and repetitions have numbers, no names."""
 
     rules: list[list[Alternative]] = field(default_factory=list)
-    tails: set[int] = field(default_factory=set)
-    """Rules that repetitions made: nothing new can begin in them."""
     numbers: dict[str, int] = field(default_factory=dict)
 
     def name_of(self, rule: int) -> str:
@@ -186,14 +182,13 @@ class _Parser:
         if symbol == '"':
             return list(self._take_literal())
         if symbol == "[":
-            return [self._take_class()]
+            return self._take_class()
         if symbol == ".":
             self._at += 1
             return [CharSet((), negated=True)]
-        token = _TOKEN.match(self._text, self._at)
-        if token is not None:
-            self._at = token.end()
-            return [TokenRef()]
+        if symbol in "<!":
+            # Where one follows a string within a token, llama.cpp allows what it then throws on, and the process ends.
+            raise self._error("references to tokens are not supported, write their text as a string")
         return [RuleRef(self._rule_number(self._take_name()))]
 
     def _take_literal(self) -> Iterator[CharSet]:
@@ -203,7 +198,8 @@ class _Parser:
             yield CharSet(((code, code),))
         self._at += 1
 
-    def _take_class(self) -> CharSet:
+    def _take_class(self) -> list[Element]:
+        """One character set; none for an empty one, which llama.cpp reads as if it were not there."""
         self._at += 1
         negated = self._peek() == "^"
         self._at += negated
@@ -215,7 +211,7 @@ class _Parser:
                 high = self._take_char()
             ranges.append((low, high))
         self._at += 1
-        return CharSet(tuple(ranges), negated)
+        return [CharSet(tuple(ranges), negated)] if ranges else []
 
     def _take_char(self) -> int:
         character = self._peek()
@@ -269,12 +265,12 @@ class _Parser:
 
     def _optional(self, symbol: Alternative, most: int | None) -> RuleRef | None:
         if most is None:
-            number = self._add_rule([], is_tail=True)
+            number = self._add_rule([])
             self._grammar.rules[number] = [(*symbol, RuleRef(number)), ()]
             return RuleRef(number)
         last = None
         for _ in range(most):
-            last = RuleRef(self._add_rule([symbol if last is None else (*symbol, last), ()], is_tail=True))
+            last = RuleRef(self._add_rule([symbol if last is None else (*symbol, last), ()]))
         return last
 
     def _count(self, elements: int) -> None:
@@ -287,9 +283,7 @@ class _Parser:
             self._grammar.numbers[name] = self._add_rule([])
         return self._grammar.numbers[name]
 
-    def _add_rule(self, alternatives: list[Alternative], *, is_tail: bool = False) -> int:
-        if is_tail:
-            self._grammar.tails.add(len(self._grammar.rules))
+    def _add_rule(self, alternatives: list[Alternative]) -> int:
         self._grammar.rules.append(alternatives)
         return len(self._grammar.rules) - 1
 
@@ -316,27 +310,24 @@ class _Parser:
 
 
 def _check_left_recursion(grammar: Grammar) -> None:
-    """Refuse what llama.cpp would call left recursion, or would take too long to look for: it visits the rules that a
-    rule
-    may begin with again from every place, and their number can double with every line."""
+    """A rule that begins with itself would be expanded for ever."""
     begins_with = [list(_first_refs(alternatives, grammar)) for alternatives in grammar.rules]
-    num_visits: dict[int, int] = {}
+    done: set[int] = set()
     for root in range(len(grammar.rules)):
         # Depth first, without recursion: a chain of rules may be thousands long.
-        path = [root] if root not in num_visits else []
+        path = [] if root in done else [root]
         on_path = set(path)
         pending = [iter(begins_with[root])]
         while path:
             rule = next(pending[-1], None)
             if rule is None:
-                on_path.discard(done := path.pop())
                 pending.pop()
-                num_visits[done] = 1 + sum(num_visits[first] for first in begins_with[done])
-                if num_visits[done] > MAX_VISITS:
-                    raise GbnfError(f"rule {grammar.name_of(done)!r} has too many ways to begin")
+                finished = path.pop()
+                on_path.discard(finished)
+                done.add(finished)
             elif rule in on_path:
                 raise GbnfError(f"rule {grammar.name_of(rule)!r} recurs on its left")
-            elif rule not in num_visits:
+            elif rule not in done:
                 path.append(rule)
                 on_path.add(rule)
                 pending.append(iter(begins_with[rule]))
@@ -345,7 +336,7 @@ def _check_left_recursion(grammar: Grammar) -> None:
 def _first_refs(alternatives: list[Alternative], grammar: Grammar) -> Iterator[int]:
     """Rules that one of these may begin with. As in llama.cpp, only a rule with an empty alternative of its own
     counts as
-    empty; what else recurs without a character is caught by the walk."""
+    empty; recursion over other nothings is bounded where it is followed."""
     for elements in alternatives:
         for element in elements:
             if not isinstance(element, RuleRef):

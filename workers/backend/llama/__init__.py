@@ -8,6 +8,6 @@ context.py     one context: batches, decode, logits
 sequences.py   sharing, cutting, retaining what is in it
 blob.py        the layout of a stored piece, read back to check it (pure)
 pieces.py      packing and restoring pieces
-sampling.py, grammar.py   chains, grammars, JSON schemas
+sampling.py    chains; json_schema.py: schemas as grammars
 adapters.py, embedding.py, backend.py
 """

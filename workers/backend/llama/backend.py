@@ -15,13 +15,14 @@ from erllama_host.kv.keys import ContextShape
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Progress
 from workers.backend.checks import check_bias, check_embed_texts, check_piece, check_rows
+from workers.backend.constraint import Constraints
 from workers.backend.limits import resolve_limits
 from workers.backend.llama.adapters import Adapters, AdapterSet, normalized
 from workers.backend.llama.context import Context
 from workers.backend.llama.embedding import MAX_TEXTS, Embedder
 from workers.backend.llama.facts import read_facts, read_kv_shape, read_metadata
 from workers.backend.llama.footprint import FootprintLog, bytes_per_cell
-from workers.backend.llama.grammar import Grammars, PreparedGrammars, source_of
+from workers.backend.llama.json_schema import schema_to_gbnf
 from workers.backend.llama.library import AbortFlag, lib
 from workers.backend.llama.loading import check_memory, context_params, embedding_params, load_model, make_context
 from workers.backend.llama.pieces import Pieces
@@ -82,8 +83,7 @@ class LlamaBackend:
         )
         self._plan = SeqPlan(self.limits.num_seqs, second_owners)
         self._abort = AbortFlag()
-        self._prepared = PreparedGrammars()
-        self._grammars = Grammars(self.vocabulary.native, self._prepared)
+        self._constraints = Constraints(self.vocabulary.make_table, schema_to_gbnf)
         self._adapters = Adapters(model)
         self._attached: AdapterSet = ()
         self._mode = KvMode.UNCACHED
@@ -136,14 +136,12 @@ class LlamaBackend:
 
     def check_sampling(self, params: SamplingParams) -> None:
         check_bias(params.logit_bias, self.info.n_vocab)
-        source = source_of(params)
-        if source is not None:
-            self._prepared.prepare(source)
+        self._constraints.check(params)
 
     def make_sampler(self, params: SamplingParams, seed: int) -> LlamaSampler:
-        grammar = self._grammars.make(params)
+        constraint = self._constraints.make(params)
         chain = make_chain(params, seed, self.info.n_vocab, self.limits.n_ctx)
-        return LlamaSampler(chain, grammar, params, self._ready_context, self.info.n_vocab)
+        return LlamaSampler(chain, constraint, params, self._ready_context, self.info.n_vocab)
 
     def abort(self) -> None:
         self._abort.set()
@@ -307,7 +305,6 @@ class LlamaBackend:
         if self._model is None:
             return
         self.drop_context()
-        self._grammars.close()
         self._adapters.close()
         lib.llama_model_free(self._model)
         self._model = None

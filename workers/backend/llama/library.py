@@ -16,10 +16,11 @@ from erllama_host.errors import ModelLoadFailed
 
 # Without it a failing assertion in ggml starts a debugger to print a backtrace, which can hang the dying process.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-# llama.cpp's threads meet at hundreds of barriers a token. By default they spin there for milliseconds, which is right only while
-# every one of them has a core to itself; sleeping at once costs a wake-up per barrier. So: spin for as long as a barrier takes
-# among threads that all run, then sleep. ms a token with two threads on two cores, quiet / with as much other work on them:
-# default 8.7 / 350, OMP_WAIT_POLICY=passive 16-21 / 16-30, 1000 turns 9-10 / 43, 5000 turns 9 / 200.
+# llama.cpp's threads meet at hundreds of barriers a token. By default they spin there for milliseconds, which is
+# right only while every one of them has a core to itself; sleeping at once costs a wake-up per barrier. So: spin for
+# as long as a barrier takes among threads that all run, then sleep. ms a token with two threads on two cores, quiet /
+# with as much other work on them: default 8.7 / 350, OMP_WAIT_POLICY=passive 16-21 / 16-30, 1000 turns 9-10 / 43,
+# 5000 turns 9 / 200.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp

@@ -1,8 +1,7 @@
 """Samplers: one chain per request, and a grammar beside it. Engine thread only.
 
 The order of the chain is llama.cpp's own: bias, penalties, top-k, typical, top-p, min-p, temperature, draw. A grammar
-is asked after the draw, about the one token, and only when it refuses are all tokens checked and one drawn again:
-checking all each time costs milliseconds with a large vocabulary.
+is asked after the draw, about the one token, and only when it refuses are all tokens masked and one drawn again.
 """
 
 import ctypes
@@ -11,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from erllama_host.errors import InvalidRequest
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.checks import check_bias
+from workers.backend.constraint import Constraint
 from workers.backend.llama.context import Context
 from workers.backend.llama.library import lib
 from workers.backend.values import Logits
@@ -35,14 +34,7 @@ class Candidates:
     def fill(self, logits: Logits) -> None:
         self._data["id"] = self._ids
         self._data["logit"] = logits
-        self._reset(len(self._data))
-
-    def fill_one(self, token: int) -> None:
-        self._data[0] = (token, 0.0, 0.0)
-        self._reset(1)
-
-    def _reset(self, size: int) -> None:
-        self._native.size = size
+        self._native.size = len(self._data)
         self._native.selected = -1
         self._native.sorted = False
 
@@ -56,29 +48,26 @@ class Candidates:
         assert 0 <= index < self._native.size, "the chain chose nothing"
         return int(self._data["id"][index])
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether a grammar has ruled the only candidate out."""
-        return float(self._data["logit"][0]) == -np.inf
-
 
 class LlamaSampler:
     """See `Sampler`."""
 
     def __init__(
-        self, chain: Any, grammar: Any | None, params: SamplingParams, context: Callable[[], Context], n_vocab: int
+        self,
+        chain: Any,
+        constraint: Constraint | None,
+        params: SamplingParams,
+        context: Callable[[], Context],
+        n_vocab: int,
     ) -> None:
-        """Takes `chain` and `grammar` over. `context` is asked at every sample, since a context may be made anew."""
+        """Takes `chain` over. `context` is asked at every sample, since a context may be made anew."""
         self._chain = chain
-        self._grammar = grammar
+        self._constraint = constraint
         self._context = context
         self._draws = params.temperature > 0
-        # llama.cpp would first copy all logits into candidates: 90 µs for 49 000 tokens, where the maximum takes 5.
-        self._only_maximum = not self._draws and grammar is None and not has_penalties(params) and not params.logit_bias
         self._counts_tokens = has_penalties(params)
         self._n_vocab = n_vocab
-        self._all: Candidates | None = None
-        self._one = Candidates(1)
+        self._candidates: Candidates | None = None
 
     def prime(self, ids: Sequence[int]) -> None:
         if self._counts_tokens:
@@ -88,64 +77,44 @@ class LlamaSampler:
     def replay(self, ids: Sequence[int]) -> None:
         """As `Sampler.replay`. Under a grammar the number of earlier draws is not known exactly, so a stream that is
         resumed with a temperature goes on validly, but maybe with other random numbers."""
-        last = lib.llama_sampler_chain_get(self._chain, lib.llama_sampler_chain_n(self._chain) - 1)
+        one = Candidates(1)
+        draw = lib.llama_sampler_chain_get(self._chain, lib.llama_sampler_chain_n(self._chain) - 1)
         for token in ids:
             self._accept(token)
             if self._draws:
-                self._one.fill_one(token)
-                self._one.apply(last)
+                one.fill(np.zeros(1, np.float32))
+                one.apply(draw)
 
     def sample(self, row: int) -> int:
         context = self._context()
-        if self._only_maximum:
-            return int(context.logits(row).argmax())
-        if self._grammar is not None:
+        if self._constraint is not None:
             return self.sample_from(context.logits(row))
         context.require_output(row)
         return int(lib.llama_sampler_sample(self._chain, context.native, row))
 
     def sample_from(self, logits: Logits) -> int:
-        if self._only_maximum:
-            return int(logits.argmax())
-        candidates = self._candidates()
-        candidates.fill(logits)
-        candidates.apply(self._chain)
-        token = candidates.selected
-        if self._grammar is not None and self._refuses(token):
-            candidates.fill(logits)
-            candidates.apply(self._grammar)
-            candidates.apply(self._chain)
-            token = candidates.selected
+        token = self._choose(logits)
+        if self._constraint is not None and not self._constraint.allows(token):
+            token = self._choose(np.where(self._constraint.mask(), logits, np.float32(-np.inf)))
         self._accept(token)
         return token
 
     def close(self) -> None:
-        for name in ("_chain", "_grammar"):
-            native = getattr(self, name)
-            if native is not None:
-                lib.llama_sampler_free(native)
-                setattr(self, name, None)
+        if self._chain is not None:
+            lib.llama_sampler_free(self._chain)
+        self._chain = None
 
-    def _candidates(self) -> Candidates:
+    def _choose(self, logits: Logits) -> int:
         # A sampler that never sees stored logits or a grammar does without this memory (12 bytes a token).
-        if self._all is None:
-            self._all = Candidates(self._n_vocab)
-        return self._all
-
-    def _refuses(self, token: int) -> bool:
-        self._one.fill_one(token)
-        self._one.apply(self._grammar)
-        return self._one.is_refused
+        if self._candidates is None:
+            self._candidates = Candidates(self._n_vocab)
+        self._candidates.fill(logits)
+        self._candidates.apply(self._chain)
+        return self._candidates.selected
 
     def _accept(self, token: int) -> None:
-        if self._grammar is not None:
-            # A grammar that is made to accept what it refuses throws through ctypes, which ends the process.
-            if self._refuses(token):
-                raise InvalidRequest(
-                    "the grammar allows no token of this model here (its alphabet or its end cannot be reached)",
-                    field="grammar",
-                )
-            lib.llama_sampler_accept(self._grammar, token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         lib.llama_sampler_accept(self._chain, token)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from erllama_host.errors import NotSupported
 from workers.backend.checks import check_ids
+from workers.backend.constraint import TokenTable
 from workers.backend.llama.library import lib
 
 _NO_VOCAB = 0
@@ -88,6 +89,11 @@ class LlamaVocabulary:
 
     def check_ids(self, ids: Sequence[int]) -> None:
         check_ids(ids, self._size)
+
+    def make_table(self) -> TokenTable:
+        """Every piece, sorted, for grammars. Some 0.1 s for a vocabulary of 49 000."""
+        self._require_text()
+        return TokenTable([self.piece(token) for token in range(self._size)], self.eog_ids)
 
     def text_of(self, token: int) -> str:
         """The vocabulary's own spelling of a token such as BOS; empty for none."""

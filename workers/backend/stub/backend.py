@@ -8,17 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erllama_host.config.model import ModelConfig
-from erllama_host.errors import InvalidRequest
+from erllama_host.errors import InvalidRequest, NotSupported
 from erllama_host.kv.keys import ContextShape
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Progress
-from workers.backend.checks import check_embed_texts, check_piece, check_rows
+from workers.backend.checks import check_bias, check_embed_texts, check_piece, check_rows
+from workers.backend.constraint import Constraints
 from workers.backend.limits import resolve_limits
 from workers.backend.self_check import run_self_check
 from workers.backend.stub.brain import Brain, Digest
 from workers.backend.stub.memory import CELL, StubMemory
 from workers.backend.stub.mishaps import Mishaps
-from workers.backend.stub.sampling import StubSampler, check_sampling
+from workers.backend.stub.sampling import StubSampler
 from workers.backend.stub.vocabulary import (
     BOS,
     CHAT_TEMPLATE,
@@ -75,6 +76,7 @@ class StubBackend:
         self.kv_shape = _kv_shape(config)
         script = self.vocabulary.tokenize(stub.emit, parse_special=True) if stub.emit else []
         self._brain = Brain(stub.salt, script)
+        self._constraints = Constraints(self.vocabulary.make_table, _refuse_schema)
         self._mishaps = mishaps
         self._cacheable = stub.kind != "uncached"
         self._mode = KvMode.UNCACHED
@@ -124,10 +126,11 @@ class StubBackend:
         return self._brain.logits(self._outputs[row])
 
     def check_sampling(self, params: SamplingParams) -> None:
-        check_sampling(params)
+        check_bias(params.logit_bias, VOCAB_SIZE)
+        self._constraints.check(params)
 
     def make_sampler(self, params: SamplingParams, seed: int) -> StubSampler:
-        return StubSampler(params, seed, self.logits, self._mishaps.count_sample)
+        return StubSampler(params, seed, self._constraints.make(params), self.logits, self._mishaps.count_sample)
 
     def abort(self) -> None:
         self._mishaps.abort()
@@ -257,6 +260,11 @@ class StubBackend:
 
     def close(self) -> None:
         self.drop_context()
+
+
+def _refuse_schema(_text: str) -> str:
+    """The converter comes with llama-cpp-python, which the stub does without."""
+    raise NotSupported("the stub backend takes a grammar, but no json_schema", field="json_schema")
 
 
 def _kv_shape(config: ModelConfig) -> ContextShape:

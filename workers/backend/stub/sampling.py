@@ -1,13 +1,13 @@
-"""Choosing tokens in numpy: the same parameters as llama.cpp's chain, without grammars. One `StubSampler` per request."""
+"""Choosing tokens in numpy: the same parameters as llama.cpp's chain. One `StubSampler` per request."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from erllama_host.errors import NotSupported
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.checks import check_bias
+from workers.backend.constraint import Constraint
 from workers.backend.stub.vocabulary import VOCAB_SIZE
 from workers.backend.values import Logits
 
@@ -19,18 +19,20 @@ class StubSampler:
         self,
         params: SamplingParams,
         seed: int,
+        constraint: Constraint | None,
         read_row: Callable[[int], Logits],
         on_sample: Callable[[], None],
     ) -> None:
         """`read_row` gives the logits of a row of the last decode; `on_sample` hears of every sampled token.
 
         Raises:
-            InvalidRequest: a biased token is out of range. NotSupported: grammar or json_schema is asked for.
+            InvalidRequest: a biased token is out of range.
         """
-        check_sampling(params)
+        check_bias(params.logit_bias, VOCAB_SIZE)
         self._params = params
         self._bias = _bias_row(params.logit_bias)
         self._random = np.random.Generator(np.random.PCG64(seed if params.seed is None else params.seed))
+        self._constraint = constraint
         self._read_row = read_row
         self._on_sample = on_sample
         last_n = params.penalty_last_n
@@ -41,17 +43,24 @@ class StubSampler:
 
     def replay(self, ids: Sequence[int]) -> None:
         for token in ids:
-            self._recent.append(token)
+            self._accept(token)
             self._draw()
 
     def sample(self, row: int) -> int:
         return self.sample_from(self._read_row(row))
 
     def sample_from(self, logits: Logits) -> int:
+        if self._constraint is not None:
+            logits = np.where(self._constraint.mask(), logits, np.float32(-np.inf))
         token = self._choose(self._penalized(logits + self._bias))
-        self._recent.append(token)
+        self._accept(token)
         self._on_sample()
         return token
+
+    def _accept(self, token: int) -> None:
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        self._recent.append(token)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -87,18 +96,6 @@ class StubSampler:
         order = order[kept]
         cumulated = np.cumsum(_softmax(logits[order] / params.temperature))
         return int(order[min(int(np.searchsorted(cumulated, self._draw(), side="right")), len(order) - 1)])
-
-
-def check_sampling(params: SamplingParams) -> None:
-    """See `Backend.check_sampling`.
-
-    Raises:
-        NotSupported: a grammar is asked for, which the stub does not know.
-    """
-    check_bias(params.logit_bias, VOCAB_SIZE)
-    for name in ("grammar", "json_schema"):
-        if getattr(params, name) is not None:
-            raise NotSupported(f"the stub backend cannot follow a {name}", field=name)
 
 
 def _softmax(logits: Logits) -> Logits:

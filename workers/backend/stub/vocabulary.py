@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from workers.backend.checks import check_ids
+from workers.backend.constraint import TokenTable
 
 BOS = "<s>"
 EOS = "</s>"
@@ -61,6 +62,10 @@ class StubVocabulary:
 
     def check_ids(self, ids: Sequence[int]) -> None:
         check_ids(ids, VOCAB_SIZE)
+
+    def make_table(self) -> TokenTable:
+        """Every piece, sorted, for grammars."""
+        return TokenTable(self._pieces, EOG_IDS)
 
     @staticmethod
     def _is_control(token: int) -> bool:

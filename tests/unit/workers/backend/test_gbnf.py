@@ -1,16 +1,20 @@
 """Reading and bounding grammars."""
 
 import json
-import time
+import re
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 
+from erllama_host.errors import InvalidRequest
+from erllama_host.protocol.inference import SamplingParams
+from workers.backend.constraint import Constraints, TokenTable
 from workers.backend.gbnf import MAX_NESTING, CharSet, GbnfError, RuleRef, parse_gbnf
-from workers.backend.gbnf_check import check_gbnf
-from workers.backend.llama.grammar import schema_to_gbnf
+from workers.backend.gbnf_machine import Machine
+from workers.backend.llama.json_schema import schema_to_gbnf
 
 QUIET = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -73,6 +77,9 @@ def test_repetitions_are_rewritten_as_llama_cpp_does():
         ('root ::= a\na ::= b "x" | "y"\nb ::= a "z"', "'a' recurs on its left"),
         ('root ::= e root "x" | "y"\ne ::= "z" | ""', "'root' recurs on its left"),
         ("root ::= ?x", "nothing to repeat"),
+        ("root ::= <think> [a-z]", "references to tokens"),
+        ('root ::= "a" !<[5]>', "references to tokens"),
+        ("root ::= []*", "nothing to repeat"),
         ("root ::= &", "expecting a name"),
         ("root ::= " + "(" * (MAX_NESTING + 1), "nest deeper"),
     ],
@@ -88,26 +95,184 @@ def test_what_does_not_parse_is_said_where(text, complaint):
 def test_any_text_is_either_read_or_refused(text):
     for candidate in (text, f"root ::= {text}"):
         try:
-            check_gbnf(candidate)
+            Machine(parse_gbnf(candidate))
         except GbnfError as error:
             assert str(error)
 
 
-GOOD = {
-    name: getattr(llama_grammar, name) for name in ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JSON_GBNF", "LIST_GBNF")
-} | {
-    "whitespace": 'root ::= ws "a" ws "b" ws\nws ::= [ \\t\\n]*',
-    "long literal": f'root ::= "{"word " * 500}"',
-    "optional digits": 'root ::= "a"{0,2000}',
-    "deep groups": "root ::= " + '("a" ' * 300 + ")?" * 300,
-    "enumeration": "root ::= " + " | ".join(f'"value {index}"' for index in range(400)),
-    "tokens": "root ::= <think> [^<]* </think>",
+# --- following ------------------------------------------------------------------------------------------------------
+
+
+def follow(grammar, data):
+    """Whether `data` is a whole text of the grammar, and how many of its bytes it follows."""
+    machine = Machine(parse_gbnf(grammar))
+    state = machine.start
+    for index, byte in enumerate(data):
+        state = machine.step(state, byte)
+        if state is None:
+            return False, index
+    return state.is_end, len(data)
+
+
+PATTERNS = {
+    'root ::= "ab"* "c"': r"(ab)*c",
+    'root ::= [a-b]+ | "c"{2,3}': r"[ab]+|c{2,3}",
+    'root ::= ("a" | "ab") ("c" | "bc")?': r"(a|ab)(c|bc)?",
+    'root ::= x x\nx ::= "a"? [bc]': r"(a?[bc]){2}",
+    'root ::= ([a-b]+ | [a-b]+)* "c"?': r"([ab]+)*c?",
+    'root ::= [^a]{1,} "a"': r"[^a]+a",
+    'root ::= ""': r"",
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_ordinary_grammars_pass(name):
-    check_gbnf(GOOD[name])
+@QUIET
+@given(grammar=st.sampled_from(sorted(PATTERNS)), text=st.text("abc", max_size=8))
+def test_a_grammar_accepts_what_the_same_pattern_matches(grammar, text):
+    accepted, _ = follow(grammar, text.encode())
+    assert accepted == (re.fullmatch(PATTERNS[grammar], text) is not None)
+
+
+@QUIET
+@given(st.binary(max_size=6))
+def test_any_character_means_any_valid_utf8(data):
+    accepted, followed = follow("root ::= .*", data)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        assert not accepted and followed <= len(data)
+        assert error.reason == "unexpected end of data" or followed < len(data)
+    else:
+        assert accepted
+
+
+def test_half_a_character_is_followed_only_where_it_can_become_an_allowed_one():
+    grammar = 'root ::= "é" | [漢-漣]'
+    assert follow(grammar, "é".encode()) == (True, 2) and follow(grammar, "漢".encode()) == (True, 3)
+    assert follow(grammar, "é".encode()[:1]) == (False, 1)
+    assert follow(grammar, "ê".encode()) == (False, 1) and follow(grammar, "字".encode()) == (False, 0)
+    assert follow('root ::= "a"', b"\xe0") == (False, 0), "no character of three bytes is an a"
+
+
+def test_recursion_is_followed():
+    grammar = 'root ::= "(" root ")" | ""'
+    assert follow(grammar, b"(" * 200 + b")" * 200) == (True, 400)
+    assert follow(grammar, b"(()")[0] is False
+
+
+ORDINARY = {
+    name: getattr(llama_grammar, name) for name in ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JSON_GBNF", "LIST_GBNF")
+} | {
+    "long literal": f'root ::= "{"word " * 500}"',
+    "optional digits": 'root ::= "a"{0,2000}',
+    "deep groups": "root ::= " + '("a" ' * 300 + ")?" * 300,
+    "enumeration": "root ::= " + " | ".join(f'"value {index}"' for index in range(900)),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_grammars_can_be_begun(name):
+    may_be_empty = name in ("C_GBNF", "optional digits", "deep groups")
+    assert Machine(parse_gbnf(ORDINARY[name])).start.is_end is may_be_empty
+
+
+def test_json_is_followed_and_what_is_none_is_not():
+    value = {"a": [1, -2.5e3, True, None], "é漢": {"text": 'quote " and \\ and \n', "empty": []}}
+    text = json.dumps(value, ensure_ascii=False).encode()
+    assert follow(llama_grammar.JSON_GBNF, text) == (True, len(text))
+    for broken in (b"{a", b'{"a": 01', b'{"a": [1,]', b'{"a": "\n"'):
+        assert follow(llama_grammar.JSON_GBNF, broken)[1] < len(broken)
+
+
+EXPLOSIVE = {
+    "equal stars": "root ::= " + " ".join(['"a"*'] * 2000),
+    "many optional": "root ::= " + " ".join(['"a"?'] * 8000),
+    "nested optional": 'root ::= ((("a"?){40})?){40}',
+    "doubling lines": "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(30)) + '\nr30 ::= "a"?\nroot ::= r0',
+    "recursion over nothing": 'root ::= b root "x" | "y"\nb ::= c\nc ::= "" | "z"',
+    "three of itself": 'root ::= s\ns ::= "a" s s s | "a" s s | "a"',
+    "wide": "root ::= " + " | ".join(['"a" root'] * 4000) + ' | "b"',
+    "behind a text": f'root ::= "{"a" * 30}" tail\ntail ::= ' + " ".join(['"a"*'] * 2000),
+}
+
+
+@pytest.mark.parametrize("name", EXPLOSIVE)
+def test_grammars_with_too_many_ways_are_refused_within_bounds(name):
+    with pytest.raises(GbnfError, match=r"too many|too long|recurs"):
+        follow(EXPLOSIVE[name], b"a" * 64)
+
+
+def test_the_work_for_one_token_is_bounded_and_granted_anew():
+    machine = Machine(parse_gbnf("root ::= " + " | ".join(f'"{index:04}"' for index in range(1000))))
+    state = machine.start
+    with pytest.raises(GbnfError, match="too long"):
+        for byte in range(256):
+            for _ in range(10):
+                state.following.clear()
+                machine.step(state, byte % 128)
+    machine.refill()
+    assert machine.step(state, ord("0")) is not None
+
+
+def test_equal_states_are_one():
+    machine = Machine(parse_gbnf("root ::= [a-z]*"))
+    once = machine.step(machine.start, ord("a"))
+    assert machine.step(once, ord("q")) is once
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+PIECES = [b"", b"a", b"ab", b"abc", b"b", b"c", "é".encode(), "é".encode()[:1], "é".encode()[1:], b"ab", b"\xff"]
+END = 0
+
+
+def constraint(grammar):
+    table = TokenTable(PIECES, frozenset([END]))
+    return Constraints(lambda: table, str).make(SamplingParams(grammar=grammar))
+
+
+@pytest.mark.parametrize(
+    "grammar", ['root ::= "ab" [a-cé]*', 'root ::= "é" "a"?', 'root ::= "abc" | "a" "x"', "root ::= .+"]
+)
+def test_the_mask_says_the_same_as_asking_for_each_token(grammar):
+    place = constraint(grammar)
+    for _ in range(3):
+        mask = place.mask()
+        assert mask.tolist() == [place.allows(token) for token in range(len(PIECES))]
+        place.accept(int(np.flatnonzero(mask)[-1]))
+
+
+def test_characters_may_be_split_over_tokens():
+    place = constraint('root ::= "é"')
+    for half in (7, 8):
+        assert place.allows(half) and not place.allows(END)
+        place.accept(half)
+    assert place.mask().tolist() == [token == END for token in range(len(PIECES))]
+    place.accept(END)
+    assert place.allows(END)
+
+
+def test_what_is_not_allowed_is_refused_by_field():
+    place = constraint('root ::= "b"')
+    with pytest.raises(InvalidRequest, match="does not follow") as caught:
+        place.accept(1)
+    assert caught.value.details["field"] == "grammar"
+    with pytest.raises(InvalidRequest, match="no token"):
+        constraint('root ::= "x"').mask()
+
+
+def test_machines_are_shared_and_places_are_not():
+    table = TokenTable(PIECES, frozenset([END]))
+    tables = []
+    constraints = Constraints(lambda: tables.append(table) or table, str)
+    params = SamplingParams(grammar='root ::= "ab" "c"')
+    constraints.check(params)
+    assert not tables, "checking needs no vocabulary"
+    first, second = constraints.make(params), constraints.make(params)
+    first.accept(2)
+    assert first.allows(5) and not second.allows(5) and second.allows(2)
+    assert len(tables) == 1
+    assert constraints.make(SamplingParams()) is None
 
 
 SCHEMAS = [
@@ -120,28 +285,10 @@ SCHEMAS = [
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: next(iter(schema)))
-def test_grammars_of_ordinary_schemas_pass(schema):
-    check_gbnf(schema_to_gbnf(json.dumps(schema)))
+def test_grammars_of_ordinary_schemas_can_be_begun(schema):
+    assert not Machine(parse_gbnf(schema_to_gbnf(json.dumps(schema)))).start.is_end
 
 
-EXPLOSIVE = {
-    "equal stars": "root ::= " + " ".join(['"a"*'] * 30),
-    "many optional": "root ::= " + " ".join(['"a"?'] * 8000),
-    "nested optional": 'root ::= ((("a"?){40})?){40}',
-    "every way twice": "root ::= ([a-z]+ | [a-z]+)+",
-    "growing": 'root ::= s\ns ::= "a" s s | "a" s | ""',
-    "doubling lines": "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(30)) + '\nr30 ::= "a"?\nroot ::= r0',
-    "doubling search": "\n".join(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(40)) + '\nr40 ::= "a"\nroot ::= r0',
-    "recursion over nothing": 'root ::= b root "x" | "y"\nb ::= c\nc ::= "" | "z"',
-    "behind a long text": f'root ::= "{"x" * 100}" tail\ntail ::= ' + " ".join(["[a-z]*"] * 60),
-    "wide": "root ::= " + " | ".join(['"a" root'] * 4000) + ' | "b"',
-}
-
-
-@pytest.mark.parametrize("name", EXPLOSIVE)
-def test_grammars_with_too_many_ways_are_refused_within_the_budget(name):
-    started = time.process_time()
-    with pytest.raises(GbnfError, match=r"too many|too large|recurs"):
-        check_gbnf(EXPLOSIVE[name])
-    # Seconds would do as well; without the budget it is never.
-    assert time.process_time() - started < 30
+def test_a_recursive_schema_is_followed():
+    data = json.dumps({"next": {"next": {}}}).encode()
+    assert follow(schema_to_gbnf(json.dumps(SCHEMAS[-1])), data)[1] == len(data)
