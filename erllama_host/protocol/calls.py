@@ -68,7 +68,7 @@ class LoadModel(_Body, frozen=True):
 
 
 class LoadProgress(_Answer, frozen=True):
-    """Event `progress` of a load. `phase`: `starting`, `loading`, `checking`, `ready`; `fraction` in [0, 1]."""
+    """Event `progress` of a load. `phase`: `starting`, `weights`, `context`, `self_check`, `ready`; `fraction` in [0, 1]."""
 
     model_id: str
     phase: str
