@@ -10,11 +10,10 @@ import sys
 from erllama_host.config import Paths, find_paths
 from erllama_host.observability import Log
 from erllama_host.process import die_with_parent
+from erllama_host.supervisor.environment import START_FD
 from erllama_host.supervisor.leftovers import clean_run_directory
 from erllama_host.supervisor.parent import Parent
 from erllama_host.supervisor.state import PARENT_FILE, hold, host_state
-
-START_FD = "ERLLAMA_START_FD"
 
 
 def main() -> int:

@@ -17,6 +17,11 @@ from erllama_host.config import Config, Paths, find_paths, load_config
 from erllama_host.errors import ConfigError
 from erllama_host.process import ExitCode
 
+START_FD = "ERLLAMA_START_FD"
+"""The parent's end of the pipe by which `start_host` learns of its failure."""
+DIE_WITH_PARENT = "ERLLAMA_DIE_WITH_PARENT"
+"""Set for hosts in the foreground: circusd ends with its parent."""
+
 
 def circus_variables(paths: Paths, config: Config) -> dict[str, str]:
     """Every variable that circus.ini mentions, and those that lead child processes to the same host.

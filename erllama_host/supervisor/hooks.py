@@ -22,13 +22,13 @@ from erllama_host.config import find_paths
 from erllama_host.process import die_with_parent
 from erllama_host.supervisor import mend, notes
 from erllama_host.supervisor.beat_watch import BeatWatch
+from erllama_host.supervisor.environment import DIE_WITH_PARENT
 from erllama_host.supervisor.intensity import History, Limits
 from erllama_host.supervisor.leftovers import remove_shared_memory
 from erllama_host.supervisor.state import CIRCUSD_FILE
 
 STATIC_WATCHERS = ("cache", "controller")
 BEAT_CHECK_S = 1.0
-DIE_WITH_PARENT = "ERLLAMA_DIE_WITH_PARENT"
 
 
 class Supervision:

@@ -1,9 +1,9 @@
 """The small parent that `erllama up` leaves behind: it holds the host's lock and starts a circusd that died again.
 
-circusd ended in order (exit code 0): the parent ends too. It was killed or crashed: its children have been told by the kernel to
-leave (process.py) and, since the parent is their subreaper, are its children now; a new circusd starts at once, and whoever
-of the old ones has not left in time is killed. On SIGTERM the parent hands the signal on until circusd is gone: one sent while
-circusd is just starting may be lost.
+circusd ended in order (exit code 0): the parent ends too, with 1 if that was because circusd gave up. It was killed or crashed: its
+children have been told by the kernel to leave (process.py) and, since the parent is their subreaper, are its children now; a new
+circusd starts at once, and whoever of the old ones has not left in time is killed. On SIGTERM the parent hands the signal on
+until circusd is gone: one sent while circusd is just starting may be lost.
 """
 
 import ctypes
@@ -54,7 +54,7 @@ class Parent:
             code = self._reap()
             if code is not None:
                 if self._stopping or code == 0:
-                    return 0
+                    return int(self._gave_up())
                 if not self._start_again(code):
                     return 1
             if self._stopping:
@@ -93,6 +93,13 @@ class Parent:
                 return code
             if pid == self._circusd:
                 code = os.waitstatus_to_exitcode(status)
+
+    def _gave_up(self) -> bool:
+        """Whether circusd ended because the cache daemon or the controller cannot be kept alive (hooks.py)."""
+        note = self._paths.run / "gave_up"
+        if note.exists():
+            self._log.error("gave_up", reason=note.read_text(encoding="utf-8").strip())
+        return note.exists()
 
     def _start_again(self, code: int) -> bool:
         """Start a circusd after one that crashed; False when that has happened too often."""

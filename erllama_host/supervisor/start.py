@@ -13,13 +13,12 @@ from typing import BinaryIO
 from erllama_host.config import Config, Paths
 from erllama_host.errors import ConfigError, HostUnavailable
 from erllama_host.protocol.calls import HostHello
-from erllama_host.supervisor.environment import circus_variables
+from erllama_host.supervisor.environment import DIE_WITH_PARENT, START_FD, circus_variables
 from erllama_host.supervisor.handshake import ask_hello
 from erllama_host.supervisor.leftovers import clean_run_directory
 from erllama_host.supervisor.state import host_state
+from erllama_host.supervisor.stop import stop_host
 
-START_FD = "ERLLAMA_START_FD"
-DIE_WITH_PARENT = "ERLLAMA_DIE_WITH_PARENT"
 SHOWN_LOG_LINES = 8
 
 Progress = Callable[[str], None]
@@ -71,8 +70,11 @@ def start_host(
     progress("waiting for the host to answer")
     try:
         hello = _wait_for_answer(paths, report, timeout_s)
+    except ConfigError:
+        process.wait()  # another host was faster; it is not ours to stop
+        raise
     except BaseException:
-        process.terminate()
+        stop_host(paths, now=True)
         process.wait()
         raise
     finally:
