@@ -63,7 +63,6 @@ bench-peers: $(STAMP)
 	@echo "now: LLAMA_SERVER_BIN=<the llama-server it installed> make bench"
 
 docs: $(STAMP)
-	@$(PIP) install '.[docs]'
 	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict
 
