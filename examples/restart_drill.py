@@ -20,6 +20,7 @@ def main(model_id: str) -> None:
     """Stream, kill after a few tokens, and check the rest."""
     with Client() as host:
         model = host.model(model_id)
+        pid = host.models()[model_id][0]
         ids: list[int] = []
         worst_gap_s, last = 0.0, time.monotonic()
         with model.infer(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True) as stream:
@@ -28,7 +29,6 @@ def main(model_id: str) -> None:
                 now = time.monotonic()
                 worst_gap_s, last = max(worst_gap_s, now - last), now
                 if len(ids) < 5 <= len(ids) + len(piece.token_ids):
-                    pid = host.models()[model_id][0]
                     os.kill(pid, signal.SIGKILL)
                     print(f"killed process {pid} after {len(ids)} tokens")
                 ids += piece.token_ids

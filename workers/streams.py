@@ -170,13 +170,14 @@ class Streams:
     def resubmitted(self, ref: str, peer: bytes, attempt: int) -> bool:
         """A known request came again as a later attempt. Returns whether it must be run anew.
 
-        It must when it was given up because its client seemed gone: then it is forgotten here. Else what runs goes on, under the
-        number of the later attempt: its client waits for an `accepted` of that number, and takes nothing before it.
+        It must when it was given up because its client seemed gone, or refused for lack of room: then it is forgotten here. Else
+        what runs goes on, under the number of the later attempt: its client waits for an `accepted` of that number, and takes
+        nothing before it.
         """
         stream = self._owned(ref, peer)
         if stream is None or attempt <= stream.attempt:
             return False
-        if stream.end is not None and isinstance(stream.end[1], Done) and stream.end[1].cancel_reason == "lost_client":
+        if _may_run_again(stream.end):
             self._unread.pop(ref, None)
             self._settled.pop(ref, None)
             return True
@@ -349,6 +350,16 @@ class Streams:
         self._settled[stream.ref] = (now, stream)
         while len(self._settled) > MAX_SETTLED:
             self._settled.popitem(last=False)
+
+
+def _may_run_again(end: tuple[str, Done | ErrorBody] | None) -> bool:
+    """Whether a stream ended for a reason that its client's coming back removes."""
+    match end:
+        case (_, Done(cancel_reason="lost_client")):
+            return True
+        case (_, ErrorBody(code="QueueFull" | "SessionBusy" | "ModelLoading")):
+            return True
+    return False
 
 
 def _append(stream: Stream, report: Generated) -> None:

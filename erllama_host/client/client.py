@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from erllama_host.client import host_calls
+from erllama_host.client.box import STOPPED, Box
 from erllama_host.client.call_state import Call
 from erllama_host.client.endpoint import client_options, open_connection
 from erllama_host.client.infer_options import InferRequest
@@ -235,7 +236,7 @@ class Client:
             return self._connection
 
     def _connect(self) -> None:
-        from erllama_host.client.loop_thread import STOPPED, LoopThread  # asyncio: not before it is needed
+        from erllama_host.client.loop_thread import LoopThread  # asyncio: not before it is needed
 
         if self._closed:
             raise RuntimeError(STOPPED)
@@ -249,14 +250,10 @@ class Client:
         self._finalizer = weakref.finalize(self, thread.stop, connection.close)
 
     def _post(self, function: Callable[..., object], *args: Any) -> None:
-        from erllama_host.client.loop_thread import STOPPED
-
         if self._thread is None or not self._thread.post(function, *args):
             raise RuntimeError(STOPPED)
 
     def _call(self, call: Call[T], on_progress: Callable[[Any], None] | None = None) -> T:
-        from erllama_host.client.loop_thread import Box
-
         connection = self._connected()
         ref, box = new_ref(call.target), Box()
         try:
@@ -267,8 +264,6 @@ class Client:
             raise
 
     def _complete(self, model_id: str, request: InferRequest) -> Completion:
-        from erllama_host.client.loop_thread import Box
-
         connection = self._connected()
         ref, box = new_ref(model_id), Box()
         listener = Collector(box.settle, lambda count: connection.read(ref, count))

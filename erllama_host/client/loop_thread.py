@@ -8,10 +8,9 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from erllama_host.errors import ErllamaError
+from erllama_host.client.box import STOPPED, Box
 
 T = TypeVar("T")
 
@@ -72,24 +71,3 @@ class LoopThread:
             self._loop.run_forever()
         finally:
             self._loop.close()
-
-
-STOPPED = "this Client is closed, or was made before a fork; make a new one"
-
-
-class Box:
-    """A result that one thread waits for and another one puts in."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-
-    def settle(self, result: Any, error: ErllamaError | Exception | None) -> None:
-        """Put the result in. Never blocks."""
-        self._queue.put((result, error))
-
-    def wait(self) -> Any:
-        """The result; raises the error. Ctrl-C gets through."""
-        result, error = self._queue.get()
-        if error is not None:
-            raise error
-        return result

@@ -42,7 +42,7 @@ from erllama_host.protocol.inference import (
 StreamEvent = Accepted | Tokens | Done | ErrorBody | Lost | Moved
 
 _BUSY = ("QueueFull", "SessionBusy")
-"""Refusals that a request which has run before waits out: its caller has part of the answer already."""
+"""Refusals that a resubmission waits out: it has been admitted before, and its caller may have part of the answer."""
 _AFTER_DEATH_S = 0.1
 _MAX_DONE_GAPS = 3
 """How often `done` may speak of more tokens than came, before it is believed."""
@@ -186,7 +186,9 @@ class StreamState:
 
     def _on_accepted(self, event: Accepted, now: float) -> list[Action]:
         if event.attempt != self._attempt:
-            return []
+            # An answer to our `resume` under an older number: this attempt's request never arrived. Repeating it is harmless.
+            missed = self._asked and not self._live and self.phase is Phase.SUBMITTED
+            return self._submit(now) if missed else []
         self._quiet_since = now
         self._live = True
         self._accepted = event  # comes again when the request leaves the queue with other adapters
@@ -236,10 +238,12 @@ class StreamState:
 
     def _on_error(self, event: ErrorBody, now: float) -> list[Action]:
         error = from_wire(event.code, event.message, event.details)
-        started = self._accepted is not None or self._attempt > 0
-        if event.code == "ModelLoading" or (started and event.code in _BUSY):
+        busy = event.code in _BUSY and self._attempt > 0
+        if busy or event.code == "ModelLoading":
             if self._cancelled_at is not None:
                 return self._end_cancelled(now)
+            if busy:  # refused for good under this number, maybe after it was accepted
+                self._live = False
             return self._wait(now, error.retry_after_s)
         if event.code == "WorkerDied" and self._limits.max_resumes > 0 and not error.details.get("poison"):
             return self._resubmit(now, died=True, wait_s=error.retry_after_s or _AFTER_DEATH_S)
@@ -276,9 +280,13 @@ class StreamState:
         if self._resumes_in_row > self._limits.max_resumes:
             return self.give_up(self._died())
         self.num_resumes += 1
-        self._attempt += 1
         self._live = False
-        return self._wait(now, wait_s) if wait_s > 0 else self._submit(now)
+        return self._wait(now, wait_s) if wait_s > 0 else self._submit_next(now)
+
+    def _submit_next(self, now: float) -> list[Action]:
+        """Submit under a new number: what still comes of earlier ones is of an earlier life, and not taken."""
+        self._attempt += 1
+        return self._submit(now)
 
     def _died(self) -> WorkerDied:
         if self._limits.max_resumes == 0:
@@ -299,10 +307,11 @@ class StreamState:
         return []
 
     def _retry(self, now: float) -> list[Action]:
-        if not self._live:
-            return self._submit(now)
-        self.phase = Phase.RUNNING
-        return self._ask(now, force=True)
+        if self._live:
+            self.phase = Phase.RUNNING
+            return self._ask(now, force=True)
+        # A first request that was refused at once has reached nobody: it keeps its number.
+        return self._submit_next(now) if self._asked or self.num_resumes > 0 else self._submit(now)
 
     def _ask(self, now: float, force: bool = False) -> list[Action]:
         """Ask for everything from the next index on; not over and over for the same loss, unless `force`."""

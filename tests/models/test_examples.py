@@ -158,11 +158,8 @@ async def test_asyncio_service(monkeypatch, unused_tcp_port):
 
 
 def test_restart_drill(monkeypatch, capsys):
-    monkeypatch.setattr(restart_drill, "NUM_TOKENS", 16)
     restart_drill.main("smol")
-    out = capsys.readouterr().out
-    assert "tokens lost 0" in out
-    assert "resumes 1" in out
+    assert "tokens lost 0" in capsys.readouterr().out
 
 
 def test_lora_per_customer(capsys):

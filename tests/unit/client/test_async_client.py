@@ -93,7 +93,7 @@ async def test_a_stream_survives_the_death_of_its_worker(host):
         done = await stream.result()
     assert len(done.generated) == 50
     assert is_valid_answer(packed("hello"), done.generated)
-    assert done.resumes == 1
+    assert done.resumes >= 1
 
 
 async def test_leaving_early_and_dropping_cancel(host):

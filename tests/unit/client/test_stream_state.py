@@ -142,10 +142,18 @@ def test_lost_means_resubmit_with_all_that_is_known():
     assert unpack_tokens(body.resume.delivered) == [5, 6]
     assert (body.resume.seed, body.resume.deaths, body.resume.adapters) == (9, 1, [AdapterUse("a1", 0.5)])
     assert state.on_event(tokens(2, 99), 0.0)[0].kind == "resume", "not accepted yet: of an earlier life"
-    assert accepted(state, 0.0, "a", attempt=0) == []
     accepted(state, 0.0, "b", attempt=1)
     assert kinds(state.on_event(tokens(2, 7), 0.0)) == ["Deliver"]
     assert state.num_resumes == 1
+
+
+def test_an_older_number_in_answer_to_a_question_means_the_request_was_lost():
+    state = running()
+    die(state, 1.0, 1)
+    assert accepted(state, 1.1, "a", attempt=0) == [], "nobody asked yet: of an earlier life"
+    assert kinds(state.on_tick(3.0)) == ["resume"]
+    (send,) = accepted(state, 3.1, "a", attempt=0)
+    assert (send.kind, send.body.attempt) == ("infer", 1)
 
 
 def die(state, now, attempt):
@@ -218,10 +226,13 @@ def test_a_hint_ends_the_wait():
 def test_a_full_queue_refuses_what_is_new_and_delays_what_ran_before():
     state, _ = started()
     assert isinstance(failure(state.on_event(error("QueueFull"), 0.0)), QueueFull)
+    assert isinstance(failure(running().on_event(error("QueueFull"), 0.0)), QueueFull), "also after it was accepted"
     state = running()
     die(state, 1.0, 1)
+    accepted(state, 1.0, "life1", attempt=1)
     assert state.on_event(error("QueueFull", retry_after_s=0.1), 1.0) == []
-    assert kinds(state.on_tick(2.0)) == ["infer"]
+    (send,) = state.on_tick(2.0)
+    assert (send.kind, send.body.attempt, send.body.resume.deaths) == ("infer", 2, 1)
 
 
 @pytest.mark.parametrize(("code", "kind"), [("ModelFailed", ModelFailed), ("FromTheFuture", InternalError)])

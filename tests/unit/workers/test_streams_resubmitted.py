@@ -1,6 +1,8 @@
 """A request that its client sends again to a worker that knows it."""
 
-from erllama_host.protocol.inference import Accepted, Done
+import pytest
+
+from erllama_host.protocol.inference import Accepted, Done, ErrorBody
 from workers.streams import Send, Streams
 
 REF, PEER = "tiny/" + "a" * 32, b"client"
@@ -20,9 +22,14 @@ def test_what_runs_goes_on_under_the_later_attempts_number():
     assert effect == Send(PEER, REF, "accepted", Accepted(incarnation="life", prompt=b"", seed=1, attempt=2))
 
 
-def test_what_was_given_up_for_a_client_that_is_back_runs_anew():
+LOST = Done(finish_reason="cancelled", cancelled=True, cancel_reason="lost_client")
+FULL = ErrorBody(code="QueueFull", message="full")
+
+
+@pytest.mark.parametrize(("kind", "end"), [("done", LOST), ("error", FULL)])
+def test_what_was_given_up_or_had_no_room_runs_anew(kind, end):
     streams = opened()
-    streams.ended(REF, "done", Done(finish_reason="cancelled", cancelled=True, cancel_reason="lost_client"), 11.0)
+    streams.ended(REF, kind, end, 11.0)
     assert not streams.resubmitted(REF, PEER, 0)
     assert not streams.resubmitted(REF, b"another", 1)
     assert streams.resubmitted(REF, PEER, 1)
@@ -34,3 +41,6 @@ def test_what_ended_otherwise_is_not_run_again():
     streams.ended(REF, "done", Done(finish_reason="length"), 1.0)
     assert not streams.resubmitted(REF, PEER, 1)
     assert streams.find(REF) is not None
+    streams = opened()
+    streams.ended(REF, "error", ErrorBody(code="InvalidRequest", message="bad"), 1.0)
+    assert not streams.resubmitted(REF, PEER, 1)
