@@ -131,10 +131,6 @@ class Catalog:
 
     # ---- writers -------------------------------------------------------------------------------------------------
 
-    def missing(self, identity: Identity) -> bool:
-        """Whether a segment is neither stored nor being written."""
-        return identity not in self.holdings.entries and not self.reservations.is_writing(identity)
-
     def reserve(
         self, owner: str, target_tier: str, meta: SegmentMeta, capacity_bytes: int, now: float
     ) -> ReserveResult:

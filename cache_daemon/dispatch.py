@@ -44,7 +44,6 @@ class Dispatch:
         self._handlers: dict[str, Callable[[Peer, Any, float], Any]] = {
             "k.lookup": self._lookup,
             "k.release": self._release,
-            "k.missing": self._missing,
             "k.reserve": self._reserve,
             "k.renew": self._renew,
             "k.announce": self._announce,
@@ -107,9 +106,6 @@ class Dispatch:
         self._catalog.release(
             body.lease, peer.owner, verified=_identities(body.verified), corrupt=_identities(body.corrupt)
         )
-
-    def _missing(self, _peer: Peer, body: m.Missing, _now: float) -> m.MissingAnswer:
-        return m.MissingAnswer(missing=[self._catalog.missing(i) for i in _identities(body.segments)])
 
     # ---- writers -------------------------------------------------------------------------------------------------
 

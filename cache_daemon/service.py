@@ -23,11 +23,9 @@ from cache_daemon.dispatch import Dispatch, Wait
 from cache_daemon.peers import CHECK_INTERVAL_S, Peer, PeerTable
 from cache_daemon.recovery import RecoveryReport, recover, salvage
 from cache_daemon.tiers.directory import TierDirectory
-from cache_daemon.watch import Watch
 from cache_daemon.writebehind import Arrived, NotArrived, carry
 from erllama_host.errors import ErllamaError, InvalidRequest, ProtocolMismatch
 from erllama_host.observability import Log
-from erllama_host.process import exists
 from erllama_host.protocol import cache as m
 from erllama_host.protocol.calls import Ok
 from erllama_host.protocol.envelope import (
@@ -87,7 +85,6 @@ class CacheService:
         self._peers = PeerTable()
         self._dispatch = Dispatch(catalog)
         self._admin = Admin(catalog, self._peers, self.report, self._verifier)
-        self._watch = Watch()
         self._waiting: list[_Waiting] = []
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
@@ -195,7 +192,6 @@ class CacheService:
         if envelope.kind == "cache":
             return self._admin.call(body.op, body.arguments, now, lambda a: self._deliver(routing, envelope, a))
         if envelope.kind == "k.ping" and not (envelope.model and self._peers.get(routing) is None):
-            self._watch.ping(routing, body.watch_pid, body.watch_timeout_s, now)
             return Ok()
         if envelope.kind == "k.hello":
             return self._register(routing, body, now)
@@ -271,8 +267,6 @@ class CacheService:
             self._next_check_s = now + CHECK_INTERVAL_S
             for peer in self._peers.dead():
                 self._worker_gone(peer, now, "died")
-            for pid in self._watch.round(now, exists):
-                self._log.error("killed_silent_process", silent_pid=pid)
         if self._recovery is None and now >= self._next_limits_s:
             self._next_limits_s = now + LIMITS_INTERVAL_S
             self._look_at_room()

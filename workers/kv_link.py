@@ -98,7 +98,7 @@ class DaemonLink:
             return self._next_hello_s
         if now >= self._next_ping_s:
             self._next_ping_s = now + PING_INTERVAL_S
-            if not self._send_call("k.ping", m.Ping(), _ignore):
+            if not self._send_call("k.ping", None, _ignore):
                 self._lost()
         return self._next_ping_s
 

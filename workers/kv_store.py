@@ -33,7 +33,6 @@ from pathlib import Path
 import zmq
 
 from erllama_host.kv.reuse import MissReason, Refusal
-from erllama_host.kv.segment import SegmentKind
 from erllama_host.observability import Log
 from erllama_host.protocol import cache as m
 from erllama_host.transport.shm import FileRef, MappingPool
@@ -124,20 +123,6 @@ class KvStore:
             result.lease = None
             self._post(lambda io: io.reader.release(lease))
 
-    def missing(
-        self, identities: Sequence[tuple[bytes, SegmentKind]], timeout_s: float | None = None
-    ) -> Pending[list[bool]]:
-        """Which of these (key, kind) are neither stored nor being written. Daemon away: none (nothing to pack)."""
-        none = [False] * len(identities)
-        pending = self._pending(timeout_s, lambda: none)
-        body = m.Missing(segments=[m.SegmentId(key, int(kind)) for key, kind in identities])
-
-        def answered(answer: m.MissingAnswer | None) -> None:
-            pending.resolve(none if answer is None else answer.missing)
-
-        self._post(lambda io: io.link.call("k.missing", body, answered))
-        return pending
-
     # ---- writers -------------------------------------------------------------------------------------------------
 
     def reserve(self, specs: Sequence[SegmentSpec], timeout_s: float | None = None) -> Pending[list[ReserveOutcome]]:
@@ -169,11 +154,6 @@ class KvStore:
         """Give a reservation back unused (packing failed, the request went away)."""
         assert isinstance(reservation, Held)
         self._post(lambda io: io.writer.abort([reservation]))
-
-    def is_publishing(self, key: bytes) -> bool:
-        """Whether a segment with this key was given to `publish` and has not been announced yet."""
-        with self._publish_lock:
-            return key in self._publishing
 
     def pending_count(self) -> int:
         """Segments given to `publish` that the daemon has not confirmed yet."""

@@ -15,10 +15,6 @@ import msgspec
 
 from erllama_host.protocol.calls import CacheAnswer, CacheCall, Nothing, Ok
 
-CACHE_BEAT_S = 1.0
-"""How often an idle worker pings the daemon."""
-
-
 Pid = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=600_000)]
@@ -58,18 +54,6 @@ class Registered(_Body, frozen=True):
     daemon: str
     tiers: dict[str, str]
     lease_ttl_s: float
-
-
-class Ping(_Body, frozen=True):
-    """`k.ping`: are you there?
-
-    Attributes:
-        watch_pid: watch this process (the sender) from now on: when it lives but has not pinged for `watch_timeout_s`, it is
-            stopped or hung, and the daemon kills it, so that the supervisor starts it anew. 0: no watching.
-    """
-
-    watch_pid: Pid = 0
-    watch_timeout_s: float = 15.0
 
 
 class Lookup(_Body, frozen=True):
@@ -132,18 +116,6 @@ class Release(_Body, frozen=True):
     verified: list[SegmentId] = []
     corrupt: list[SegmentId] = []
     raced: list[SegmentId] = []
-
-
-class Missing(_Body, frozen=True):
-    """`k.missing`: which of these are neither stored nor being written?"""
-
-    segments: list[SegmentId]
-
-
-class MissingAnswer(_Body, frozen=True):
-    """Reply to `k.missing`: one flag per segment."""
-
-    missing: list[bool]
 
 
 class WantedSegment(_Body, frozen=True):
@@ -268,10 +240,9 @@ class CacheKind:
 CACHE_KINDS: dict[str, CacheKind] = {
     "k.hello": CacheKind(WorkerRegister, Registered),
     "k.bye": CacheKind(Nothing, Ok),
-    "k.ping": CacheKind(Ping, Ok),
+    "k.ping": CacheKind(Nothing, Ok),
     "k.lookup": CacheKind(Lookup, Found),
     "k.release": CacheKind(Release, None),
-    "k.missing": CacheKind(Missing, MissingAnswer),
     "k.reserve": CacheKind(Reserve, ReserveAnswer),
     "k.renew": CacheKind(Renew, RenewAnswer),
     "k.announce": CacheKind(Announce, AnnounceAnswer),

@@ -134,7 +134,6 @@ def test_no_daemon_is_a_miss_at_once():
         result = look_up(store, row_of(1))
         assert result.miss_reason is MissReason.DAEMON_AWAY
         assert save(store, row_of(1).blocks())[0].reason is Refusal.DAEMON_AWAY
-        assert store.missing([(row_of(1).key(BLOCK), 1)]).wait() == [False]
 
 
 def test_parent_key_is_waited_for_while_it_is_written():
