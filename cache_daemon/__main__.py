@@ -102,7 +102,9 @@ def open_tiers(specs: list[TierSpec], log: Log) -> list[TierDirectory]:
     tiers = []
     for spec in specs:
         try:
-            tiers.append(TierDirectory(spec))
+            tier = TierDirectory(spec)
+            tiers.append(tier)
+            log.debug("tier_opened", tier=spec.name, path=spec.path, swept_files=tier.num_swept)
         except (TierBusy, ConfigError) as error:
             if spec.name == "ram":
                 raise ConfigError(f"cache tier 'ram' cannot be used: {error}", key="cache.ram_path") from error

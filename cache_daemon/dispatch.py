@@ -96,7 +96,6 @@ class Dispatch:
             path=self._catalog.holdings.path_of(identity, copy.tier),
             inode=copy.inode,
             generation=copy.generation,
-            file_bytes=copy.file_bytes,
             verify=not copy.verified,
         )
 

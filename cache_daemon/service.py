@@ -243,11 +243,7 @@ class CacheService:
             self.catalog.holdings.mappings.add(peer.owner, (file.tier, file.inode))
         self.catalog.carrying.aim(peer.namespace, peer.tier)
         self._log.info("worker_registered", model=peer.model_id, worker_pid=peer.pid, tier=peer.tier)
-        return m.Registered(
-            daemon=self._incarnation,
-            tiers={tier.spec.name: tier.spec.path for tier in self._tiers},
-            lease_ttl_s=self.catalog.settings.lease_ttl_s,
-        )
+        return m.Registered(daemon=self._incarnation)
 
     def _worker_gone(self, peer: Peer, now: float, how: str) -> None:
         if peer.pidfd is not None:

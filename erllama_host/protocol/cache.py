@@ -49,11 +49,9 @@ class WorkerRegister(_Body, frozen=True):
 
 
 class Registered(_Body, frozen=True):
-    """Reply to `k.hello`. `tiers`: directory of every tier. `daemon`: incarnation of the daemon."""
+    """Reply to `k.hello`. `daemon`: its incarnation."""
 
     daemon: str
-    tiers: dict[str, str]
-    lease_ttl_s: float
 
 
 class Lookup(_Body, frozen=True):
@@ -83,7 +81,6 @@ class FoundSegment(_Body, frozen=True):
     path: str
     inode: int
     generation: int
-    file_bytes: int
     verify: bool = False
 
 
