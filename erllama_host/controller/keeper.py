@@ -56,6 +56,8 @@ class Keeper:
             known = self._world.models.by_load_id(load_id)
             if known is not None:
                 return known
+            if model_id is not None:
+                self._world.models.check_free(model_id)  # before anything is let go for it
             await asyncio.to_thread(specs.check_model_file, config)
             await make_room(self._world, config, self.let_go)
             if model_id is None:
@@ -105,9 +107,11 @@ class Keeper:
         """Restart the worker, also of a failed model. Returns when that is under way.
 
         Raises:
-            ModelNotLoaded
+            ModelNotLoaded: no such id, or it is being unloaded.
         """
         model = self._world.models.get(model_id)
+        if model.state is State.STOPPING:
+            raise ModelNotLoaded(f"model {model_id!r} is being unloaded")
         running = model.state in (State.READY, State.RESTARTING)
         self.apply(model, Event.RESTART)
         self._expect(model)
@@ -167,6 +171,7 @@ class Keeper:
         name = "gave_up" if event is Event.GAVE_UP else "failed"
         self._world.journal.add(name, model.model_id, code=error.code, message=error.message)
         self._world.log.error("model_failed", model=model.model_id, code=error.code, message=error.message)
+        tell_moved(self._world, model.model_id, "")  # who waits for it asks again, and gets the error
         if model.stays:
             self._settle(model, error)
         else:

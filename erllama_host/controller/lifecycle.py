@@ -146,6 +146,11 @@ class Models:
         self._models[model.model_id] = model
         return model
 
+    def check_free(self, model_id: str) -> None:
+        """Raises AlreadyLoaded when the id is taken."""
+        if model_id in self._models:
+            raise AlreadyLoaded(f"a model with the id {model_id!r} exists already; unload it or choose another id")
+
     def remove(self, model_id: str) -> None:
         """End it; the id is free again."""
         self._models.pop(model_id, None)
