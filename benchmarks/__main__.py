@@ -72,12 +72,15 @@ def _run(names: Sequence[str], model: Path, quick: bool) -> report.Run:
     started, date = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     figures: list[Figure] = []
     failures: dict[str, str] = {}
+    parts = {name: PARTS[name] for name in names}
     with in_process_loop(model, n_ctx=512) as tokenizer:
         setting = Setting(model, llama_server, quick, Corpus(tokenizer.tokenize), _say)
         for name in names:
             _say(f"{name}: {PARTS[name]}", indent="")
             try:
-                figures += import_module(f"benchmarks.{name}").run(setting)
+                module = import_module(f"benchmarks.{name}")
+                parts[name] = " ".join(f"{PARTS[name]} {module.run.__doc__}".split())
+                figures += module.run(setting)
             except Exception as error:
                 # One broken part must not cost the figures of the others; the exit code and the table tell.
                 traceback.print_exc()
@@ -89,7 +92,7 @@ def _run(names: Sequence[str], model: Path, quick: bool) -> report.Run:
         machine=machine_facts(),
         model=model_facts(model),
         versions=versions(llama_server),
-        parts={name: PARTS[name] for name in names},
+        parts=parts,
         figures=figures,
         failures=failures,
         bounds=BOUNDS,

@@ -22,7 +22,10 @@ LATER_TARGET = Target(at_most=0.6)
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Each round has a prefix of its own and, for llama-server, a fresh process: its slots start empty, which is best for it."""
+    """The prefix is asked once, then all four at once, then twice more with other tokens of their own; 16 tokens each.
+
+    Each round has a prefix of its own and, for llama-server, a fresh process: its slots start empty, which is best for it.
+    """
     firsts: dict[str, list[float]] = {"host": [], LlamaServer.name: []}
     laters: dict[str, list[float]] = {"host": [], LlamaServer.name: []}
     with benchmark_host() as host:

@@ -3,4 +3,17 @@
 Keys are beginnings of figure names.
 """
 
-BOUNDS: dict[str, str] = {}
+_SHARED_CORES = (
+    "llama.cpp's threads, the client, the controller and the worker's service thread share the machine's cores, and a thread of "
+    "llama.cpp that is interrupted holds up the others at the next barrier. The loop has the cores to itself. What the host needs "
+    "of them per token is the figure with a stub."
+)
+
+BOUNDS: dict[str, str] = {
+    "single-stream decode": _SHARED_CORES,
+    "4 streams": _SHARED_CORES,
+    "8 streams": _SHARED_CORES,
+    "16 streams": _SHARED_CORES,
+    "first burst": "the prefill of the agents' own tokens, which llama.cpp computes at the rate of any prefill.",
+    "later bursts": "the prefill of the agents' own tokens, which llama.cpp computes at the rate of any prefill.",
+}

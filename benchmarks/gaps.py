@@ -19,7 +19,7 @@ N_SEQ_MAX = 4
 
 
 def run(setting: Setting) -> list[Figure]:
-    """One round of each system: the prefill alone takes half a minute."""
+    """Both streams run when the long prompt comes. One round of each system: the prefill alone takes half a minute."""
     length = setting.repeats(LONG_PROMPT_TOKENS, 1500)
     with benchmark_host() as host:
         model = host.load(setting.model, "tiny", n_ctx=N_CTX, n_cells=2 * N_CTX, n_seq_max=N_SEQ_MAX)

@@ -23,7 +23,7 @@ PACKAGE = "erllama-host"
 
 
 def run(setting: Setting) -> list[Figure]:
-    """One host with one model that has answered once."""
+    """One host with one model that has answered once, looked at for ten seconds; start-up without models, until it answers."""
     with in_process_loop(setting.model, N_CTX) as loop:
         own_bytes = loop.resident_bytes
     with benchmark_host() as host:

@@ -24,7 +24,10 @@ DECODE_TARGET = Target(at_least=0.98)
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Decode and round trips, each side by side with its floor."""
+    """One stream, one slot, a fresh prompt every round, from the first token to the last; the loop's clock covers as many steps.
+
+    Round trips: calls that do nothing, against a bare ROUTER that echoes 200 bytes.
+    """
     with benchmark_host() as host, in_process_loop(setting.model, N_CTX) as loop:
         model = host.load(setting.model, "tiny", n_ctx=N_CTX, n_seq_max=1)
         stub = host.load_stub("stub", n_ctx=N_CTX, n_seq_max=1)

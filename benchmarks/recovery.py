@@ -26,7 +26,10 @@ MAX_RESTARTS = "ERLLAMA_MAX_RESTARTS"
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Kill each process again and again; the supervisor's limits are raised, since here the restarts are meant."""
+    """From the signal to the answer of a call made right after it: a token, the controller's hello, the cache's counters.
+
+    Another model's stream runs meanwhile. The supervisor's limits are raised, since here the restarts are meant.
+    """
     with in_process_loop(setting.model, N_CTX) as loop:
         bare_load_ms = loop.load_s * 1e3
     prompt = setting.corpus.prompt(900, PROMPT_TOKENS)

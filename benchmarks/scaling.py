@@ -24,7 +24,10 @@ Load = Callable[[BenchmarkHost, str], HostModel]
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Each table on a host of its own."""
+    """Models: one is asked while the others are loaded and idle. Clients: 500 requests to a stub, shared out among connections.
+
+    Prompts: warm means after other prompts took the slot.
+    """
     return [*_models(setting), *_clients(setting), *_prompts(setting)]
 
 

@@ -21,7 +21,10 @@ SERVER_TARGET = Target(at_least=1.0)
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Short warmed prompts, so that decoding is what is measured; everything of a count interleaved."""
+    """Prompts of 32 tokens that have been asked before, 64 tokens each, from the first request sent to the last token read.
+
+    The loop decodes all of them in lock step, in one process, without anybody to tell; runs are interleaved.
+    """
     figures = []
     with benchmark_host() as host:
         for num_streams in STREAMS:

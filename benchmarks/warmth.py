@@ -30,7 +30,11 @@ Samples = dict[str, list[float]]
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Rounds of the host and of llama-server take turns; each round has prompts of its own."""
+    """Rounds of the host and of llama-server take turns; each round has prompts of its own.
+
+    Both have one slot of 4 096 cells, and 0.2 s between requests; host, server and model are up when the clock starts. In brackets:
+    how the host's cache was hit.
+    """
     ours: Samples = defaultdict(list)
     theirs: Samples = defaultdict(list)
     kinds: dict[str, str] = {}
