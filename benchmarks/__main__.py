@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name} did not finish: {failure}")
     if options.json is not None:
         report.write_json(run, options.json)
-    if not options.only and not options.quick and not run.failures:
+    if not options.only and not options.quick:
         print(f"written: {report.write_json(run).relative_to(ROOT)}, {report.PAGE.relative_to(ROOT)}")
         report.write_page(run)
     return 1 if run.failures else 0

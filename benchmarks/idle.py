@@ -103,9 +103,8 @@ def _requirements(package: str) -> list[str]:
     """Requirement lines of a package; the host's own come from its source, which need not be installed."""
     if package == PACKAGE:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return project["dependencies"] + [
-            f'{line}; extra == "host"' for line in project["optional-dependencies"]["host"]
-        ]
+        lines: list[str] = project["dependencies"]
+        return lines + [f'{line}; extra == "host"' for line in project["optional-dependencies"]["host"]]
     found = _distribution(package)
     return list(found.requires or []) if found else []
 

@@ -16,6 +16,7 @@ NUM_CLIENTS = (1, 10, 100, 500)
 PROMPT_LENGTHS = (512, 1024, 2048, 4096, 8192)
 PROMPT_TOKENS = 32
 NUM_TOKENS = 96
+NUM_STUB_TOKENS = 2048  # a stub's tokens come too fast for fewer to be timed
 REQUESTS = 500
 REQUEST_TOKENS = 8
 CALLS = 100
@@ -41,10 +42,13 @@ def _models(setting: Setting) -> list[Figure]:
         return host.load_stub(model_id, n_ctx=4096, n_seq_max=1)
 
     prompt = setting.corpus.prompt(1000, PROMPT_TOKENS)
-    return [*_grow(setting, "stub", stub, STUB_PROMPT), *_grow(setting, "real", real, prompt)]
+    return [
+        *_grow(setting, "stub", stub, STUB_PROMPT, NUM_STUB_TOKENS),
+        *_grow(setting, "real", real, prompt, NUM_TOKENS),
+    ]
 
 
-def _grow(setting: Setting, kind: str, load: Load, prompt: Sequence[int]) -> list[Figure]:
+def _grow(setting: Setting, kind: str, load: Load, prompt: Sequence[int], num_tokens: int) -> list[Figure]:
     figures: list[Figure] = []
     alone: tuple[float, float] | None = None
     with benchmark_host() as host:
@@ -55,7 +59,7 @@ def _grow(setting: Setting, kind: str, load: Load, prompt: Sequence[int]) -> lis
             if count not in NUM_MODELS:
                 continue
             setting.say(f"{count} {kind} models")
-            rate, call_us = _pace(setting, newest, prompt)
+            rate, call_us = _pace(setting, newest, prompt, num_tokens)
             alone = alone or (rate, call_us)
             name = f"{count} {kind} model{'s' if count > 1 else ''}"
             figures += [
@@ -73,9 +77,9 @@ def _grow(setting: Setting, kind: str, load: Load, prompt: Sequence[int]) -> lis
     return figures
 
 
-def _pace(setting: Setting, model: HostModel, prompt: Sequence[int]) -> tuple[float, float]:
+def _pace(setting: Setting, model: HostModel, prompt: Sequence[int], num_tokens: int) -> tuple[float, float]:
     """Decode rate of one stream and median round trip of a call (µs)."""
-    rate = median([model.stream(prompt, NUM_TOKENS).decode_tokens_per_s for _ in range(setting.repeats(3))])
+    rate = median([model.stream(prompt, num_tokens).decode_tokens_per_s for _ in range(setting.repeats(3))])
     calls = []
     for _ in range(CALLS):
         started = time.perf_counter()
