@@ -44,8 +44,8 @@ StreamEvent = Accepted | Tokens | Done | ErrorBody | Lost | Moved
 _BUSY = ("QueueFull", "SessionBusy")
 """Refusals that a resubmission waits out: it has been admitted before, and its caller may have part of the answer."""
 _AFTER_DEATH_S = 0.1
-_MAX_DONE_GAPS = 3
-"""How often `done` may speak of more tokens than came, before it is believed."""
+_MAX_REPLAYS = 8
+"""So many replays without a token, and a `done` that speaks of more tokens than came is believed."""
 
 
 class Phase(Enum):
@@ -80,8 +80,9 @@ class StreamState:
         """Whether the current attempt has been accepted."""
         self._asked = False
         """Whether a `resume` of the current attempt is out: only then can a `lost` be meant for it."""
-        self._resumes_in_row = self._deaths_in_row = self._done_gaps = 0
-        self._started_at = self._quiet_since = self._last_sent = self._last_asked = self._retry_at = 0.0
+        self._resumes_in_row = self._deaths_in_row = self._replays = 0
+        self._started_at = self._quiet_since = self._last_sent = self._retry_at = 0.0
+        self._last_asked = self._last_submitted = float("-inf")
         self._first_token_at: float | None = None
         self._cancelled_at: float | None = None
 
@@ -188,8 +189,12 @@ class StreamState:
         if event.attempt != self._attempt:
             # An answer to our `resume` under an older number: this attempt's request never arrived. Repeating it is harmless.
             missed = self._asked and not self._live and self.phase is Phase.SUBMITTED
-            return self._submit(now) if missed else []
+            again = missed and now >= self._last_submitted + self._limits.ask_again_s
+            return self._submit(now) if again else []
+        if self._live and self._accepted is not None and event.incarnation != self._accepted.incarnation:
+            return self.give_up(WorkerDied("two lives of the model's process took this request; ask again"))
         self._quiet_since = now
+        self._replays += self._live
         self._live = True
         self._accepted = event  # comes again when the request leaves the queue with other adapters
         self.phase = Phase.RUNNING
@@ -209,7 +214,7 @@ class StreamState:
             return []
         if self._first_token_at is None:
             self._first_token_at = now
-        self._resumes_in_row = self._deaths_in_row = self._done_gaps = 0
+        self._resumes_in_row = self._deaths_in_row = self._replays = 0
         return [Deliver(pieces)]
 
     def _on_done(self, event: Done, now: float) -> list[Action]:
@@ -219,8 +224,7 @@ class StreamState:
         if not self._live:
             return self._ask(now)
         self._quiet_since = now
-        if event.generated > self.answer.next_index and self._done_gaps < _MAX_DONE_GAPS:
-            self._done_gaps += 1
+        if event.generated > self.answer.next_index and self._replays < _MAX_REPLAYS:
             return self._ask(now, force=True)
         return self._finish(event, now)
 
@@ -234,7 +238,7 @@ class StreamState:
             return []
         if self._live and self._accepted is not None and event.incarnation == self._accepted.incarnation:
             return []
-        return self._retry(now) if self.phase is Phase.WAITING else self._ask(now)
+        return self._retry(now) if self.phase is Phase.WAITING else self._ask(now, force=True)
 
     def _on_error(self, event: ErrorBody, now: float) -> list[Action]:
         error = from_wire(event.code, event.message, event.details)
@@ -255,7 +259,7 @@ class StreamState:
         """Send the request, as this attempt; with what is known of earlier ones."""
         self.phase, self._live, self._asked, self._sent = Phase.SUBMITTED, False, False, True
         self.answer.forget_held_back()
-        self._quiet_since = now
+        self._quiet_since = self._last_submitted = now
         return [self._send("infer", self._body(), now)]
 
     def _body(self) -> Infer:
@@ -315,7 +319,7 @@ class StreamState:
 
     def _ask(self, now: float, force: bool = False) -> list[Action]:
         """Ask for everything from the next index on; not over and over for the same loss, unless `force`."""
-        if not self._online or (not force and self._asked and now < self._last_asked + self._limits.ask_again_s):
+        if not self._online or (not force and now < self._last_asked + self._limits.ask_again_s):
             return []
         self._last_asked = now
         self._asked = True

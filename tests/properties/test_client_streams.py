@@ -118,6 +118,8 @@ class World:
 
     def respawn(self) -> None:
         if self.worker is None:
+            while self.up and self.online:
+                self.take_up()  # the controller answered at once what came while no worker served
             self.lives += 1
             self.worker = FakeWorker(self.lives, window=self.limits.window)
 
@@ -153,9 +155,14 @@ class World:
         for _ in range(rounds):
             if self.outcome is not None:
                 return
-            for step in (self.take_up, self.make_five, self.take_down, self.take_down, self.read, self.pass_time):
-                if self.outcome is None:
-                    step()
+            while self.up:
+                self.take_up()
+            self.make_five()
+            while self.down and self.outcome is None:
+                self.take_down()
+            if self.outcome is None:
+                self.read()
+                self.pass_time()
 
     def completion(self) -> Completion:
         assert isinstance(self.outcome, StreamEnd), self.outcome
@@ -196,7 +203,7 @@ def run_for(world: World, steps: int, chance: random.Random, **weights: int) -> 
 seeds = st.integers(0, 2**32)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(seed=seeds, total=st.integers(1, 40), steps=st.integers(0, 250))
 def test_nothing_is_lost_repeated_or_made_up(seed, total, steps):
     world = World(total)
@@ -211,7 +218,7 @@ def test_nothing_is_lost_repeated_or_made_up(seed, total, steps):
     assert not done.cancelled
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=seeds, total=st.integers(1, 60))
 def test_what_has_come_and_is_not_read_is_bounded(seed, total):
     world = World(total)
@@ -221,7 +228,7 @@ def test_what_has_come_and_is_not_read_is_bounded(seed, total):
         assert world.unread <= 2 * LIMITS.window  # a resume grants a window beyond what has come
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(seed=seeds, before=st.integers(0, 80), after=st.integers(0, 80))
 def test_a_cancelled_stream_ends_cancelled_or_complete(seed, before, after):
     world, chance = World(30), random.Random(seed)
@@ -235,7 +242,7 @@ def test_a_cancelled_stream_ends_cancelled_or_complete(seed, before, after):
     assert done.cancelled or len(done.generated) == 30
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(seed=seeds, steps=st.integers(0, 120))
 def test_after_a_tick_nothing_is_due_at_once(seed, steps):
     """Else the timer of the connection would spin."""

@@ -141,7 +141,8 @@ def test_lost_means_resubmit_with_all_that_is_known():
     assert (body.stop, body.max_tokens, body.credit) == (["END"], 50, 254)
     assert unpack_tokens(body.resume.delivered) == [5, 6]
     assert (body.resume.seed, body.resume.deaths, body.resume.adapters) == (9, 1, [AdapterUse("a1", 0.5)])
-    assert state.on_event(tokens(2, 99), 0.0)[0].kind == "resume", "not accepted yet: of an earlier life"
+    assert state.on_event(tokens(2, 99), 0.0) == [], "not accepted yet: of an earlier life"
+    assert kinds(state.on_event(tokens(2, 99), 0.3)) == ["resume"]
     accepted(state, 0.0, "b", attempt=1)
     assert kinds(state.on_event(tokens(2, 7), 0.0)) == ["Deliver"]
     assert state.num_resumes == 1
@@ -251,9 +252,15 @@ def test_a_client_that_seemed_gone_runs_its_request_again():
 def test_done_before_all_tokens_came_asks_for_them_but_not_for_ever():
     state = running()
     done = Done(finish_reason="length", generated=3)
-    for _ in range(3):
+    for _ in range(8):
         assert kinds(state.on_event(done, 0.0)) == ["resume"]
+        accepted(state)
     assert kinds(state.on_event(done, 0.0)) == ["End"]
+
+
+def test_two_lives_that_took_the_same_attempt_are_not_mixed():
+    state = running()
+    assert isinstance(failure(accepted(state, 0.0, "b")), WorkerDied)
 
 
 def test_cancel_is_sent_once_and_ends_without_consent_in_the_end():
