@@ -17,17 +17,23 @@ async def bring_back(world: World, keeper: Keeper) -> None:
     statuses = await world.circus.statuses()
     specs = {spec.model_id: spec for spec in read_specs(world.paths)}
     for model in sorted(_wanted(world, specs), key=lambda each: -each.config.priority):
-        if model.config.lazy and model.source == "config" and watcher_name(model.model_id) not in statuses:
+        status = statuses.get(watcher_name(model.model_id))
+        if status is not None:
+            await _adopt(world, keeper, model, status)
+        elif model.config.lazy and model.source == "config":
             model.state = State.AWAY
             keeper.adopt(model)
-        elif statuses.get(watcher_name(model.model_id)) == "active":
-            # What ended before us has been dealt with before us.
-            model.seen_ends = {note.pid for note in read_exits(world.paths.run, watcher_name(model.model_id))}
-            keeper.adopt(model)
-            for pid in await world.circus.pids(watcher_name(model.model_id)):
-                keeper.watch(model, pid)
         else:
             keeper.begin(model)
+
+
+async def _adopt(world: World, keeper: Keeper, model: Model, status: str) -> None:
+    """Take up a model that circus has. One that was given up or stopped stays so: its last note is news to us."""
+    ended = [note.pid for note in read_exits(world.paths.run, watcher_name(model.model_id))]
+    model.seen_ends = set(ended[:-1] if status == "stopped" else ended)
+    keeper.adopt(model)
+    for pid in await world.circus.pids(watcher_name(model.model_id)):
+        keeper.watch(model, pid)
 
 
 def _wanted(world: World, specs: dict[str, ModelSpec]) -> list[Model]:

@@ -64,11 +64,10 @@ class Supervision:
         return bool(watcher.processes) or time.monotonic() >= self.not_before.get(watcher.name, 0.0)
 
     def forget(self, name: str) -> None:
-        """Start `name` with a clean record."""
+        """Start `name` with a clean record. The notes stay: the controller may not have read the last one yet."""
         self.histories.pop(name, None)
         self.not_before.pop(name, None)
         self.given_up.discard(name)
-        notes.forget_exits(self.run, name)
 
     def find_lost_end(self, watcher: Any) -> None:
         """A new process is wanted although the end of the last one was never reported: circus drops a process silently

@@ -54,6 +54,10 @@ def test_crash_loop_is_given_up_and_restart_clears_it():
         with pytest.raises(ModelFailed) as caught:
             client.infer("bad", 1)
         assert caught.value.details["reason"] == "crashed"
+        controller = host.pid_of("controller")
+        os.kill(controller, signal.SIGKILL)
+        eventually(lambda: host.pid_of("controller") not in (0, controller), "another controller serves")
+        assert "signal 9" in wait_status(host, "bad", "failed")["last_failure"], "it is not tried again by that"
         assert client.call("restart", {"model_id": "bad"})["status"] == "idle"
         assert len(client.infer("bad", 2)) == 2
 
@@ -146,12 +150,14 @@ def test_operators_may_use_circusctl():
         first = client.load_stub("tiny")["pid"]
         circusctl(host, "restart", "model:tiny")
         second = wait_status(host, "tiny", "idle", other_than=first)["pid"]
+        eventually(lambda: len(host.events("stopped")) == 1, "the journal says that it was asked to stop")
         circusctl(host, "stop", "model:tiny")
         assert "stopped in the supervisor" in wait_status(host, "tiny", "failed")["last_failure"]
         circusctl(host, "start", "model:tiny")
         third = wait_status(host, "tiny", "idle", other_than=second)["pid"]
         circusctl(host, "rm", "model:tiny")
         wait_status(host, "tiny", "idle", other_than=third)
+        assert host.events("crashed") == host.events("died") == []
 
 
 def test_crash_before_hello_is_given_up(monkeypatch):
