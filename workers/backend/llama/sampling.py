@@ -65,6 +65,7 @@ class LlamaSampler:
         self._constraint = constraint
         self._context = context
         self._draws = params.temperature > 0
+        self._is_argmax = is_argmax(params)
         self._counts_tokens = has_penalties(params)
         self._n_vocab = n_vocab
         self._candidates: Candidates | None = None
@@ -87,7 +88,7 @@ class LlamaSampler:
 
     def sample(self, row: int) -> int:
         context = self._context()
-        if self._constraint is not None:
+        if self._constraint is not None or self._is_argmax:
             return self.sample_from(context.logits(row))
         context.require_output(row)
         return int(lib.llama_sampler_sample(self._chain, context.native, row))
@@ -105,6 +106,10 @@ class LlamaSampler:
         self._chain = None
 
     def _choose(self, logits: Logits) -> int:
+        if self._is_argmax:
+            # What the greedy chain does, of the first of equals too, in a tenth of its time: it copies every logit beforehand
+            # (of 49 152 tokens: 84 µs, at every token of every stream).
+            return int(logits.argmax())
         # A sampler that never sees stored logits or a grammar does without this memory (12 bytes a token).
         if self._candidates is None:
             self._candidates = Candidates(self._n_vocab)
@@ -116,6 +121,11 @@ class LlamaSampler:
         if self._constraint is not None:
             self._constraint.accept(token)
         lib.llama_sampler_accept(self._chain, token)
+
+
+def is_argmax(params: SamplingParams) -> bool:
+    """Whether the likeliest token is chosen as the logits have it: greedy, and nothing that changes logits."""
+    return params.temperature <= 0 and not params.logit_bias and not has_penalties(params)
 
 
 def has_penalties(params: SamplingParams) -> bool:
