@@ -73,7 +73,7 @@ class Deaths:
         oom_kills = num_oom_kills()
         end = explain(note, kill_reason, oom_kills > self._oom_kills)
         self._oom_kills = oom_kills
-        if state is State.STOPPING or (state is State.AWAY and end.kind == "asked"):
+        if state is State.STOPPING or (end.kind in ("asked", "unknown") and self._was_sent_away(model, state)):
             return
         lines = last_lines(specs.log_file(self._world.paths, model.model_id), SHOWN_LOG_LINES)
         self._world.journal.add(
@@ -84,6 +84,10 @@ class Deaths:
             model.last_failure, model.last_log_lines = end.text, lines
         if note is not None and not note.respawn and not note.asked:
             self._keeper.fail(model, given_up(model, note, end), Event.GAVE_UP)
+
+    def _was_sent_away(self, model: Model, state: State) -> bool:
+        """Whether we ended the worker ourselves, notes and all: its model was let go, or forgotten after a failed load."""
+        return state is State.AWAY or self._world.models.find(model.model_id) is not model
 
     async def _note(self, model: Model, pid: int) -> ExitNote | None:
         give_up_at = time.monotonic() + NOTE_TIMEOUT_S
