@@ -20,6 +20,7 @@ class Scene:
     def __init__(self, tmp_path, *events):
         self.events, self.tallies, self.flows = [], [], []
         self.paths = Paths(tmp_path / "home", tmp_path / "run", tmp_path / "erllama.toml")
+        self.paths.run.mkdir()
         self.models, self.model = Models(), Model("tiny", ModelConfig(backend="stub"), "load", stays=True, pid=PID)
         self.models.add(self.model, 0.0)
         self.links = SimpleNamespace(of_model=lambda model_id: None)
