@@ -98,7 +98,8 @@ def one_stream(model, prompt: str, load: Load, tally: Tally) -> None:
     tally.add("tokens", len(ids))
     tally.add("resumes", done.resumes)
     if len(ids) != load.max_tokens or ids != list(done.generated):
-        tally.problem("repeated" if len(ids) > load.max_tokens else "short", f"{len(ids)} tokens of {load.max_tokens}")
+        how = f"{len(ids)} tokens of {load.max_tokens}: {done.finish_reason} {done.cancel_reason or ''}, {done.resumes} resumes"
+        tally.problem("repeated" if len(ids) > load.max_tokens else "short", how)
         return
     load.judge(prompt, done.tokens[: len(done.tokens) - len(ids)], ids, tally)
 

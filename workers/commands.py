@@ -12,6 +12,12 @@ from typing import Any, TypeAlias
 from erllama_host.errors import ErllamaError
 from erllama_host.protocol.inference import AdapterUse, CacheReport, Part, SamplingParams, Stats, TokenLogprobs
 
+HANDOVER = "handover"
+"""Cancel reason of requests that are cut off because this process leaves for a successor (SIGTERM without `c.park`).
+
+Their clients are told nothing: they find the successor and go on there. Those of a parked worker are told `unload` or `shutdown`.
+"""
+
 # ---- service → engine --------------------------------------------------------------------------------------------
 
 

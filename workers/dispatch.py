@@ -19,7 +19,7 @@ from erllama_host.protocol.link import Park as ParkBody
 from workers.background import Background, JobDone
 from workers.calls import EngineCalls
 from workers.chat.prompts import Chat
-from workers.commands import Admitted, Answer, Failed, Finished, Generated
+from workers.commands import HANDOVER, Admitted, Answer, Failed, Finished, Generated
 from workers.inference import Inference
 from workers.leaving import Leaving
 from workers.model import EngineEnded, LoadAdvanced, Loaded, LoadedModel, LoadFailed
@@ -258,7 +258,7 @@ class Dispatcher:
     def terminate(self, now: float) -> None:
         """SIGTERM."""
         self._log.info("terminate")
-        self._stop_serving("shutdown")
+        self._stop_serving(HANDOVER)
         self._leaving.terminate(self._model, self._calls, now)
 
     def _park(self, envelope: Envelope, body: ParkBody, now: float) -> None:

@@ -12,7 +12,7 @@ from erllama_host.errors import ErllamaError
 from erllama_host.protocol.calls import Saved
 from erllama_host.protocol.link import Park as ParkBody
 from workers.calls import EngineCalls
-from workers.commands import Park
+from workers.commands import HANDOVER, Park
 from workers.model import LoadedModel
 
 FINISH_ON_SIGNAL_S = 2.0
@@ -51,7 +51,7 @@ class Leaving:
         """SIGTERM has come."""
         self._num_signals += 1
         if self._state == "serving":
-            body = ParkBody(reason="shutdown", finish_s=FINISH_ON_SIGNAL_S, save_s=self._save_timeout_s)
+            body = ParkBody(reason=HANDOVER, finish_s=FINISH_ON_SIGNAL_S, save_s=self._save_timeout_s)
             self._begin(body, model, calls, now)
 
     def is_over(self, now: float) -> bool:

@@ -34,7 +34,7 @@ from erllama_host.protocol.inference import (
     Tokens,
     pack_tokens,
 )
-from workers.commands import CancelRequest, Command, Generated, Hold
+from workers.commands import HANDOVER, CancelRequest, Command, Generated, Hold
 
 KEEP_SETTLED_S = 30.0
 MAX_SETTLED = 256
@@ -259,11 +259,13 @@ class Streams:
         return effects + self._send_pending(stream, now)
 
     def ended(self, ref: str, kind: str, body: Done | ErrorBody, now: float) -> list[Effect]:
-        """The request is over: `done` or `error`."""
+        """The request is over: `done` or `error`. One that was cut off for a successor to go on with is not over for its client."""
         stream = self._active.pop(ref, None)
         if stream is None:
             return []
         self._opening.pop(ref, None)
+        if isinstance(body, Done) and body.cancel_reason == HANDOVER:
+            return []
         stream.end = (kind, body)
         self._unread[ref] = stream
         effects = self._send_pending(stream, now)

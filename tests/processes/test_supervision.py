@@ -6,6 +6,7 @@ import signal
 import psutil
 import pytest
 
+from erllama_host import Client
 from erllama_host.errors import ErllamaError, ModelFailed, ModelLoadFailed
 from tests.support.hosts import Host, eventually, running_host
 from tests.support.wire import WireClient
@@ -168,3 +169,13 @@ def test_crash_before_hello_is_given_up(monkeypatch):
         with pytest.raises(ErllamaError, match="given up"):
             client.answer(ref)
         assert client.call("list_models") == {}
+
+
+def test_a_restart_does_not_cut_streams():
+    with running_host() as host, Client(host.endpoint) as client:
+        model = client.load_model(model_id="tiny", backend="stub", stub={"token_ms": 10.0})
+        with model.infer("hello", max_tokens=500, ignore_eos=True) as stream:
+            next(stream)
+            assert client.restart("tiny").status == "idle"
+            done = stream.result()
+        assert (len(done.generated), done.cancelled, done.resumes) == (500, False, 1)

@@ -299,7 +299,7 @@ def test_park_is_answered_when_the_engine_has_saved_and_sigterm_ends():
 def test_sigterm_parks_first_and_a_second_one_does_not_wait():
     with RunningService() as service:
         service.terminate()
-        until(lambda: service.engine.has(Park, reason="shutdown"), "Park")
+        until(lambda: service.engine.has(Park, reason="handover"), "Park")
         service.terminate()
         assert service.join() == ExitCode.CLEAN
 
