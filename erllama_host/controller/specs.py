@@ -83,11 +83,13 @@ def check_model_file(config: ModelConfig) -> None:
     """Refuse early what cannot be a model; what llama.cpp thinks of it only a worker can find out.
 
     Raises:
-        InvalidRequest: the path is relative. ModelLoadFailed: no such file, not a file, not readable, not a GGUF.
+        InvalidRequest: the path is relative, or none. ModelLoadFailed: no such file, not a file, not readable, not a GGUF.
     """
     if config.backend != "llama":
         return
     path = Path(config.path)
+    if "\0" in config.path:
+        raise InvalidRequest(f"path {config.path!r} has a NUL character", field="path")
     if not path.is_absolute():
         raise InvalidRequest(
             f"path {config.path!r} must be absolute: the host has another directory than you", field="path"
@@ -95,6 +97,8 @@ def check_model_file(config: ModelConfig) -> None:
     try:
         if path.is_dir():
             raise ModelLoadFailed(f"{path} is a directory, not a GGUF file")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise ModelLoadFailed(f"{path} is not a regular file")
         with path.open("rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except FileNotFoundError as error:

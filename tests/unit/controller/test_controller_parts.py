@@ -1,6 +1,7 @@
 """Specs, footprints, memory sources, asks, roles and paths: the small parts of the controller."""
 
 import json
+import os
 
 import msgspec
 import pytest
@@ -14,7 +15,16 @@ from erllama_host.controller.footprints import Footprints
 from erllama_host.controller.front import Request
 from erllama_host.controller.lifecycle import Model
 from erllama_host.controller.routing import check_role
-from erllama_host.errors import Forbidden, HostUnavailable, ModelFailed, ModelLoadFailed, NoMemory, Timeout, WorkerDied
+from erllama_host.errors import (
+    Forbidden,
+    HostUnavailable,
+    InvalidRequest,
+    ModelFailed,
+    ModelLoadFailed,
+    NoMemory,
+    Timeout,
+    WorkerDied,
+)
 from erllama_host.protocol import Envelope
 from erllama_host.protocol.inference import ErrorBody
 from erllama_host.protocol.kinds import HOST_KINDS, MODEL_KINDS
@@ -153,3 +163,21 @@ def test_last_words_are_those_that_matter():
     assert isinstance(error, ModelLoadFailed) and "SIGABRT" in error.message and "GGML_ASSERT" in error.message
     model.stays = True
     assert isinstance(given_up(model, note, explain(note)), ModelFailed)
+
+
+def test_what_cannot_be_a_model_is_refused_before_a_worker_starts(tmp_path):
+    """A pipe in particular: opening it would wait for ever, and a few of those would stop the controller's file work."""
+    text, pipe = tmp_path / "notes.txt", tmp_path / "pipe"
+    text.write_text("hello")
+    os.mkfifo(pipe)
+    for path, words in (
+        (tmp_path / "gone.gguf", "does not exist"),
+        (tmp_path, "is a directory"),
+        (pipe, "is not a regular file"),
+        (text, "is not a GGUF file"),
+    ):
+        with pytest.raises(ModelLoadFailed, match=words):
+            specs.check_model_file(ModelConfig(path=str(path)))
+    for path in ("relative.gguf", "/models/a\0b.gguf"):
+        with pytest.raises(InvalidRequest):
+            specs.check_model_file(ModelConfig(path=path))
