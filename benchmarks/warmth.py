@@ -122,9 +122,8 @@ def _figures(ours: Samples, theirs: Samples, kinds: dict[str, str]) -> list[Figu
         samples = {"host": ours[name], LlamaServer.name: theirs.get(name, [])}
         value = median(ours[name])
         peer = "" if name == KILL else LlamaServer.name
-        figures.append(
-            Figure(PART, name, value, "ms", peer, reference, TARGETS.get(name), kinds[name], samples=samples)
-        )
+        kind = "" if name == COLD else kinds[name]  # a cold prompt may share its first few tokens with a live one
+        figures.append(Figure(PART, name, value, "ms", peer, reference, TARGETS.get(name), kind, samples=samples))
     figures += [
         Figure(PART, f"{name}, against cold", median(ours[name]), "ms", "host, cold", cold)
         for name in (REPEAT, SWAP, KILL, RESTART)
