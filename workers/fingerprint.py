@@ -6,9 +6,11 @@
 Both are only memories: junk in them, or none, costs time and nothing else. Writers replace them atomically.
 """
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,13 @@ def _remembered_digest(path: Path, home: Path | None) -> bytes:
 
 
 def file_sha256(path: Path) -> bytes:
-    """sha256 of a file's content. Releases the GIL while hashing."""
+    """sha256 of a file's content. Releases the GIL while hashing.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: a pipe or a device may never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

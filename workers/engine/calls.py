@@ -156,8 +156,9 @@ class Calls:
     def _hash_adapter(self, call: EngineCall) -> None:
         try:
             hashed = AdapterHashed(call, file_sha256(Path(call.body.path)))
-        except OSError as error:
-            hashed = AdapterHashed(call, None, f"cannot read adapter {call.body.path}: {error.strerror}")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            hashed = AdapterHashed(call, None, f"cannot read adapter {call.body.path!r}: {reason}")
         self._core.mailbox.post_internal(hashed)
 
     def adapter_hashed(self, hashed: AdapterHashed) -> None:

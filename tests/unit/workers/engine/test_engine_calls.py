@@ -1,5 +1,7 @@
 """Calls that the engine answers, on the stub: adapters, embeddings, verification, speculation, what it cannot do."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -94,15 +96,21 @@ def test_requests_of_different_sets_take_turns(loras):
         assert single.run(PROMPT, max_tokens=40, adapters=use).generated == harness.end_of(ref).generated
 
 
+@pytest.mark.parametrize("name", ["/nowhere/lora.gguf", "/nowhere/a\0b.gguf", "/dev/zero", "/tmp", "pipe"])
+def test_what_cannot_be_an_adapter_is_answered_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    harness = Harness()
+    with pytest.raises(InvalidRequest, match="cannot read adapter"):
+        load(harness, str(tmp_path / name))
+    assert harness.core.adapters.attached() == []
+
+
 def test_unknown_adapters_are_named(loras):
     harness = Harness()
     end = harness.run(PROMPT, adapters=(AdapterUse("lora-nope", 1.0),))
     assert isinstance(end, Failed) and isinstance(end.error, AdapterNotFound)
     with pytest.raises(AdapterNotFound):
         harness.call("set_adapter_scale", c.SetAdapterScale(handle="lora-nope", scale=1.0))
-    with pytest.raises(InvalidRequest, match="cannot read"):
-        load(harness, "/nowhere/lora.gguf")
-    assert harness.core.adapters.attached() == []
 
 
 def test_a_respawn_has_the_same_handles(loras):
