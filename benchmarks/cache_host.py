@@ -18,6 +18,7 @@ from benchmarks.setting import ROOT
 from cache_daemon.settings import plan_tiers
 from erllama_host.config import Paths, load_config
 from erllama_host.ids import new_routing_id
+from erllama_host.observability import Log
 from erllama_host.protocol import PROTOCOL_VERSION, Envelope, decode_body, encode_body, encode_envelope
 from erllama_host.protocol.calls import CacheAnswer, CacheCall
 from erllama_host.transport.sockets import dealer
@@ -63,6 +64,7 @@ class CacheBench:
             tier="ram",
             on_wake=lambda: None,
             timeout_s=10.0,
+            log=Log("cache-client", "error"),
         )
         self._stores.append(store)
         while not store.connected:
