@@ -18,13 +18,18 @@ async def bring_back(world: World, keeper: Keeper) -> None:
     specs = {spec.model_id: spec for spec in read_specs(world.paths)}
     for model in sorted(_wanted(world, specs), key=lambda each: -each.config.priority):
         status = statuses.get(watcher_name(model.model_id))
-        if status is not None:
+        if status is not None and not _never_ran(world, model, status):
             await _adopt(world, keeper, model, status)
         elif model.config.lazy and model.source == "config":
             model.state = State.AWAY
             keeper.adopt(model)
         else:
             keeper.begin(model)
+
+
+def _never_ran(world: World, model: Model, status: str) -> bool:
+    """Whether the last controller died between adding the watcher and starting it: one that was stopped later has a note."""
+    return status == "stopped" and not read_exits(world.paths.run, watcher_name(model.model_id))
 
 
 async def _adopt(world: World, keeper: Keeper, model: Model, status: str) -> None:
