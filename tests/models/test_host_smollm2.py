@@ -72,7 +72,10 @@ def test_cold_warm_and_after_a_kill_it_is_the_same_greedy_answer(tiny: Model, re
     after = tiny.complete(prompt, max_tokens=12)
 
     assert (cold.cache.kind, cold.cache.read_tokens) == ("cold", 0)
-    assert (warm.cache.kind, warm.cache.read_tokens) == ("live", len(prompt))
+    assert warm.cache.kind == "live"
+    assert (
+        warm.cache.read_tokens >= len(prompt) - 1
+    )  # all of it, once the logits are published; else one token is computed
     assert after.cache.kind == "exact"
     assert after.cache.tier_tokens == {"ram": len(prompt)}
     for completion in (cold, warm, after):

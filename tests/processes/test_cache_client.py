@@ -26,8 +26,11 @@ def host():
 
 @pytest.fixture(autouse=True)
 def empty(host):
-    host.call("evict", everything=True, pinned=True)
-    wait_until(lambda: host.tier()["used_bytes"] == 0, "the tier to be empty")
+    def evicted():  # again and again: a save of the test before may be published only now
+        host.call("evict", everything=True, pinned=True)
+        return host.tier()["used_bytes"] == 0
+
+    wait_until(evicted, "the tier to be empty")
 
 
 def test_one_worker_saves_and_another_reads(host):
