@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from erllama_host.config.host import CacheConfig, Config
-from erllama_host.config.model import ModelConfig
+from erllama_host.config.model import KV_TYPES, ModelConfig
 from erllama_host.errors import ConfigError, InvalidRequest
 from erllama_host.ids import check_model_id
 
@@ -79,6 +79,9 @@ def check_model_config(model: ModelConfig, cache: CacheConfig) -> None:
         markers = getattr(model, key)
         if markers is not None and (len(markers) != 2 or not all(markers)):
             raise _bad(key, "must be [open, close]")
+    for key in ("type_k", "type_v"):
+        if getattr(model, key).lower() not in KV_TYPES:
+            raise _bad(key, f"must be one of {', '.join(KV_TYPES)}, got {getattr(model, key)!r}")
     if not 0 <= model.prompt_lookup <= 32:
         raise _bad("prompt_lookup", f"must be from 0 to 32, got {model.prompt_lookup}")
     _check_fingerprint(model)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-TIER_KINDS = ("ram", "ram_file", "disk")
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl")
+"""What `type_k` and `type_v` may be."""
 
 
 class _Section(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
@@ -43,7 +44,8 @@ class StubConfig(_Section, frozen=True):
         token_ms, prefill_ms_per_token, load_ms: how slow it pretends to be.
         emit: text to answer with instead of derived tokens.
         crash_after_tokens, hang_after_tokens: die with SIGKILL, or stop making progress, after so many tokens of one life.
-        crash_on_text: die when a prompt contains it. crash_once: a file to create at the first crash; while it exists, none follows.
+        crash_on_text: die when a prompt contains it.
+        crash_once: a file to create at the first crash; while it exists, none follows.
         fail_load: fail to load, with this message. hang_in_load: never get ready.
         kind: which KV behaviour to imitate.
     """

@@ -106,4 +106,6 @@ def check_model_file(config: ModelConfig) -> None:
     except OSError as error:
         raise ModelLoadFailed(f"{path} cannot be read: {error.strerror}") from error
     if magic != GGUF_MAGIC:
-        raise ModelLoadFailed(f"{path} is not a GGUF file: it begins with {magic!r}")
+        raise ModelLoadFailed(
+            f"{path} is not a GGUF file: it begins with {magic.decode('ascii', 'backslashreplace')!r}"
+        )

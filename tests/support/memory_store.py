@@ -44,8 +44,6 @@ class _Leased:
 
 
 class MemoryStore:
-    connected = True
-
     def __init__(self, block_tokens=256, timeout_s=0.25):
         self.block_tokens = block_tokens
         self.timeout_s = timeout_s

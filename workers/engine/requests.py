@@ -45,7 +45,8 @@ class Requests:
             return ModelLoading("the model is being stopped", retry_after_s=1.0)
         if core.backend.info.is_embedding_model:
             return NotSupported("an embedding model does not generate; use embed")
-        if len(core.queue) >= core.config.max_queue:
+        # Counted like the service does, which refuses before anything is accepted: requests that come in one tick are all queued.
+        if len(core.by_ref) >= core.config.max_queue + core.backend.limits.num_slots:
             retry = max(_MIN_RETRY_S, self._mean_service_s * len(core.queue) / core.backend.limits.num_slots)
             return QueueFull(f"{len(core.queue)} requests are waiting for this model", retry_after_s=round(retry, 2))
         if submit.session_id is not None and self.session_is_busy(submit.session_id):

@@ -31,6 +31,7 @@ BAD_FILES = [
     ("[models.t]\npath='x'\nfingerprint_mode='fast_unsafe'", "models.t.fingerprint"),
     ("[models.t]\npath='x'\nthinking_markers=['<think>']", "models.t.thinking_markers"),
     ("[models.t]\npath='x'\nprompt_lookup=99", "models.t.prompt_lookup"),
+    ("[models.t]\npath='x'\ntype_k='q9'", "models.t.type_k"),
     ("[models.t.policy]\nmin_token=1", "models.t.policy.min_token"),
     ("[cache]\nblock_tokens=3", "cache.block_tokens"),
     ("[cache]\ndefault_tier='x'", "cache.default_tier"),
