@@ -94,11 +94,11 @@ def check_keys(context: Context) -> Iterator[Finding]:
             f"chmod 600 {path}",
             fix=partial(_close_file, path),
         )
-    if remote is not None and remote.listen and not folder.is_dir():
+    if remote is not None and remote.listen and not any((folder / "clients").glob("*.key")):
         yield Finding(
             "keys",
             "problem",
-            f"remote.listen is set, and there are no keys in {folder}",
+            f"remote.listen is set, and no client has a key in {folder}: nobody can connect",
             "run: erllama keys new NAME --role user",
         )
     elif not loose and folder.is_dir():

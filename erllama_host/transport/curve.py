@@ -150,7 +150,7 @@ def open_remote(
     """Bind `remote.listen` and hand the socket to `serve`.
 
     Raises:
-        ConfigError: not a tcp address, no client keys, or the address cannot be bound.
+        ConfigError: not a tcp address, or the address cannot be bound.
     """
     listen = config.remote.listen or ""
     directory = keys_directory(paths, config)

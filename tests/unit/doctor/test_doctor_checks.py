@@ -96,6 +96,8 @@ def test_readable_keys_are_closed_and_missing_ones_told(look, paths):
     (finding,) = look(check_keys, Config(remote=RemoteSection(listen="tcp://127.0.0.1:7700")))
     assert "erllama keys new" in finding.todo
     paths.keys.mkdir()
+    (finding,) = look(check_keys, Config(remote=RemoteSection(listen="tcp://127.0.0.1:7700")))
+    assert "nobody can connect" in finding.what  # the host made its own pair, and that lets nobody in
     secret = paths.keys / "me.key_secret"
     secret.write_text("x")
     secret.chmod(0o644)
