@@ -24,12 +24,14 @@ from erllama_host.errors import ConfigError
 from erllama_host.ids import new_incarnation
 from erllama_host.observability import Log
 from erllama_host.process import ExitCode, die_with_parent, set_oom_score
+from erllama_host.supervisor import notes
 from erllama_host.transport.sockets import router
 
 LOCK_WAIT_S = 60.0
 LOCK_POLL_S = 0.05
 DEFAULT_STOP_GRACE_S = 35.0
 OOM_SCORE = -200
+WATCHER = "cache"
 
 
 def main() -> int:
@@ -68,6 +70,9 @@ def _run(paths: Paths, config: CacheConfig, log: Log, grace_s: float) -> int:
     service = CacheService(catalog, tiers, socket, log, incarnation=new_incarnation(time.time_ns()))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop(grace_s))
+    # By the daemon itself: whoever asks it now and then may miss a life that is short, and three lives that were never ready
+    # are one too many for the supervisor.
+    notes.mark_ready(paths.run, WATCHER, os.getpid())
     service.run()
     socket.close()
     context.term()

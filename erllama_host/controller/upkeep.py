@@ -110,9 +110,6 @@ class Upkeep:
         now = time.monotonic()
         if available:
             self._cache_beats.heard(CACHE, now)
-        if available and not self._world.cache_available:
-            for pid in await self._world.circus.pids(CACHE):
-                notes.mark_ready(self._world.paths.run, CACHE, pid)
         self._world.cache_available = available
         if self._cache_beats.overdue(now):
             self._cache_beats.forget(CACHE)

@@ -2,7 +2,8 @@
 
     exits/<name>.json    by circusd's hooks: the last ends of a watcher's processes, and what was decided. Outlives a controller
                          that was away, which circus's events do not
-    ready/<name>         by the controller: pid of the process that serves, so that an early end is told from a late one
+    ready/<name>         by the controller, and by the cache daemon for itself: pid of what serves, so that an early end is told
+                         from a late one
     controller.beat      by the controller, every second: its pid; circusd's hooks kill a controller that stops touching it
 
 `<name>` is the watcher's with `:` as `+`, which no model id contains. All files are replaced by rename: readers see a whole one.
