@@ -16,7 +16,7 @@ STAMP  := $(VENV)/.installed-dev
 PYTEST := $(BIN)/python -m pytest
 # A busy shared machine can still upset a timing that has nothing to do with the code: CI runs a failed test again, twice at
 # most, and prints every such rerun. `make unit` does not.
-RERUNS := --reruns 2 --reruns-delay 1
+RERUNS := --reruns 2 --reruns-delay 1 -raR
 
 .PHONY: all install demo test check format unit slow bench bench-peers docs audit build clean
 
