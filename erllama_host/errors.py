@@ -28,7 +28,7 @@
 Pure: this module imports nothing of the product.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class ErllamaError(Exception):
@@ -37,14 +37,21 @@ class ErllamaError(Exception):
     Attributes:
         message: one sentence for a person: the cause and the way out.
         details: machine-readable extras (`field`, `retry_after_s`, `last_log_lines`, ...).
+        retryable: whether trying again helps. One kind says so for all its errors, except that a request which keeps killing its
+            model (`details["poison"]`) should not be sent again.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.details: dict[str, Any] = details
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.details.get("poison"):
+            self.retryable = False
 
     @property
     def code(self) -> str:
@@ -178,4 +185,5 @@ def from_wire(code: str, message: str, details: dict[str, Any] | None = None) ->
         return InternalError(message, **{**(details or {}), "unknown_code": code})
     error = cls(message)
     error.details.update(details or {})
+    error._settle()
     return error

@@ -37,10 +37,10 @@ class Outbox:
 
 
 def error_body(error: ErllamaError) -> ErrorBody:
-    """The wire form of an error. A poisoned request is not retryable, although a death as such is."""
+    """The wire form of an error."""
     return ErrorBody(
         code=error.code,
         message=error.message,
-        retryable=error.retryable and not error.details.get("poison", False),
+        retryable=error.retryable,
         details=msgspec.to_builtins(error.details, builtin_types=(bytes,), enc_hook=str),
     )

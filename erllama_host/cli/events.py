@@ -9,14 +9,14 @@ import typer
 
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.options import FollowFlag, JsonFlag
-from erllama_host.cli.output import print_table
+from erllama_host.cli.output import check_reader, print_table
 from erllama_host.errors import HostUnavailable, Timeout
 
 if TYPE_CHECKING:
     from erllama_host.client import Client
     from erllama_host.protocol.calls import Event
 
-_FOLLOW_WAIT_MS = 5000
+_FOLLOW_WAIT_MS = 2000
 _ATTEND_WAIT_MS = 1000
 _ALL = 2000
 _STYLE_OF_WORD = {
@@ -57,6 +57,7 @@ def events(
         while follow:
             found = host.events(since=found.next, limit=_ALL, wait_ms=_FOLLOW_WAIT_MS)
             _print([event for event in found.events if model in (None, event.model)], as_json, follow)
+            check_reader()
 
 
 def follow_events(host: "Client", not_before: float, is_over: Callable[[], bool]) -> None:

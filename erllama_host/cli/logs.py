@@ -18,6 +18,7 @@ import typer
 from erllama_host.cli.completion import complete_processes
 from erllama_host.cli.connection import paths_of
 from erllama_host.cli.options import FollowFlag, JsonFlag
+from erllama_host.cli.output import check_reader
 from erllama_host.errors import HostUnavailable, InvalidRequest
 
 _POLL_S = 0.2
@@ -65,6 +66,7 @@ def logs(
             if name is None:
                 tails += [stack.enter_context(Tail(path)) for path in log_files(folder, None) if path not in known]
             if not new:
+                check_reader()
                 time.sleep(_POLL_S)
 
 

@@ -5,6 +5,7 @@ keyboard (`note`) go to stderr, so that stdout can always be piped.
 """
 
 import json
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,21 @@ def console(stream: TextIO | None = None) -> "Console":
     from rich.console import Console
 
     return Console(file=stream or sys.stdout, highlight=False, soft_wrap=False)
+
+
+def check_reader() -> None:
+    """End what follows something for ever when nobody reads it any more: a quiet log would not notice before its next line.
+
+    Raises:
+        BrokenPipeError: the other end of standard output is closed.
+    """
+    try:
+        poller = select.poll()
+        poller.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # not a descriptor at all
+        return
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0)):
+        raise BrokenPipeError
 
 
 def print_json(value: Any) -> None:

@@ -92,7 +92,7 @@ class AsyncClient:
         **config: Any,
     ) -> AsyncModel:
         """See `Client.load_model`."""
-        call = host_calls.load_model(str(path), model_id, config, self._options.local, wait)
+        call = host_calls.load_model(path, model_id, config, self._options.local, wait)
         return self.model((await self._call(call, on_progress)).model_id)
 
     def model(self, model_id: str) -> AsyncModel:

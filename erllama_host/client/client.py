@@ -128,7 +128,7 @@ class Client:
             AlreadyLoaded: the id is taken. ConfigError: an option is unknown or impossible.
             ModelLoadFailed: the file cannot be loaded; says why. NoMemory: it would not fit.
         """
-        call = host_calls.load_model(str(path), model_id, config, self.local, wait)
+        call = host_calls.load_model(path, model_id, config, self.local, wait)
         return self.model(self._call(call, on_progress).model_id)
 
     def model(self, model_id: str) -> Model:

@@ -7,6 +7,7 @@ from typing import Any
 
 from erllama_host.client.call_state import Call
 from erllama_host.config import ModelConfig
+from erllama_host.errors import InvalidRequest
 from erllama_host.ids import check_model_id
 from erllama_host.protocol import calls as c
 
@@ -30,18 +31,20 @@ def hello() -> Call[c.HostHello]:
 
 
 def load_model(
-    path: str, model_id: str | None, config: Mapping[str, Any], local: bool, wait: bool
+    path: str | Path, model_id: str | None, config: Mapping[str, Any], local: bool, wait: bool
 ) -> Call[c.ModelInfo]:
     """Load a model; `path` is made absolute where the host is on this machine.
 
     Raises:
-        InvalidRequest: `model_id` breaks the rule for ids.
+        InvalidRequest: `path` is none, or `model_id` breaks the rule for ids.
     """
+    if not isinstance(path, str | Path):
+        raise InvalidRequest(f"path must be a string or a path, got {path!r}", field="path")
     if model_id is not None:
         check_model_id(model_id)
     load_timeout_s = config.get("load_timeout_s", ModelConfig().load_timeout_s)
     body = c.LoadModel(
-        path=str(Path(path).absolute()) if local and path else path,
+        path=str(Path(path).absolute()) if local and path else str(path),
         model_id=model_id,
         config=dict(config),
         request_id=secrets.token_hex(16),

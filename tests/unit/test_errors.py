@@ -35,3 +35,9 @@ def test_what_can_be_retried() -> None:
     assert retryable == {
         "CapacityError", "QueueFull", "ModelLoading", "SessionBusy", "PeerError", "WorkerDied", "Timeout", "HostUnavailable",
     }  # fmt: skip
+
+
+def test_a_request_that_kills_its_model_is_not_to_be_sent_again() -> None:
+    assert errors.WorkerDied("died").retryable
+    assert not errors.WorkerDied("died", poison=True).retryable
+    assert not errors.from_wire("WorkerDied", "died", {"poison": True}).retryable

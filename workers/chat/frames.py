@@ -43,6 +43,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     Attributes:
         runs: the text cut at the marked strings, as `[text, mark]` with mark -1 between them; None where the template changed them.
         error: why there is no text. refused: the template itself refused the messages (`raise_exception`).
+        unfit: it stumbled over what the messages hold or lack.
     """
 
     ready: bool = False
@@ -50,6 +51,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     runs: list[tuple[str, int]] | None = None
     error: str | None = None
     refused: bool = False
+    unfit: bool = False
 
 
 def pack(message: msgspec.Struct) -> bytes:

@@ -47,6 +47,10 @@ class TemplateHelper:
             raise _unsupported(self._post_mortem(process))
         if answer.refused:
             raise InvalidRequest(f"the chat template refuses these messages: {answer.error}", field="chat.messages")
+        if answer.unfit:
+            raise InvalidRequest(
+                f"the chat template cannot render these messages: {answer.error}", field="chat.messages"
+            )
         if answer.error is not None:
             raise _unsupported(f"the template fails on these messages: {answer.error}")
         return answer

@@ -26,6 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from workers.chat.frames import CPU_S, LENGTH, Answer, Job, Start, pack
 
 ADDRESS_SPACE_BYTES = 1 << 30
+_UNFIT = (jinja2.UndefinedError, TypeError, LookupError, AttributeError, ValueError)
 MAX_TEXT_CHARS = 16 << 20
 
 
@@ -129,7 +130,7 @@ def _guarded(template: Template, job: Job) -> Answer:
         AttributeError,
         RuntimeError,
     ) as error:
-        return Answer(error=f"{type(error).__name__}: {error}")
+        return Answer(error=f"{type(error).__name__}: {error}", unfit=isinstance(error, _UNFIT))
 
 
 def _replace(messages: Any, path: list[int | str], text: str) -> str:
