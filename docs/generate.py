@@ -6,6 +6,7 @@
     reference/cli.md            every command with its options
     reference/errors.md         every error code
     reference/client.md         the Python client, from its docstrings
+    internals/a-prompts-life.md the line numbers in its links into the code
 
 A test runs it with `--check`: the pages in the repository are what the code says.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.generators import client_page, command_pages, configuration_table, error_table, message_tables
+from docs.generators.line_links import with_line_numbers
 
 HERE = Path(__file__).parent
 
@@ -38,6 +40,8 @@ def generated() -> dict[Path, str]:
     for name, marker, make in PARTS:
         path = HERE / name
         found[path] = replace_part(found.get(path) or path.read_text(encoding="utf-8"), marker, make())
+    walk = HERE / "internals/a-prompts-life.md"
+    found[walk] = with_line_numbers(walk.read_text(encoding="utf-8"))
     return found
 
 
