@@ -120,8 +120,8 @@ class Keeper:
         return model
 
     def restore(self, model: Model) -> None:
-        """The watcher of a model has vanished from circus: make another."""
-        self.apply(model, Event.DIED)
+        """The watcher of a model has vanished from circus: make another. The end of its worker is told, and counted, apart."""
+        self.apply(model, Event.RESTART)
         self._expect(model)
         self.spawn(self._bring_up(model))
 
