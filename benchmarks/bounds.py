@@ -16,5 +16,9 @@ BOUNDS: dict[str, str] = {
     "8 streams": _SHARED_CORES,
     "16 streams": _SHARED_CORES,
     "first burst": "the prefill of the agents' own tokens, which llama.cpp computes at the rate of any prefill.",
+    "restore of": (
+        "llama.cpp itself: one llama_state_seq_set_data a segment of 256 tokens copies layer by layer into cells that it looks for "
+        "each time, and a segment passes through a scratch sequence. No copy of ours lies between; memcpy moves one piece."
+    ),
     "later bursts": "the prefill of the agents' own tokens, which llama.cpp computes at the rate of any prefill.",
 }
