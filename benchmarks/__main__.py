@@ -29,6 +29,8 @@ PARTS = {
     "throughput": "Tokens per second of many streams of one model together.",
     "agents": "Time to first token of 4 agents on one warmed 1 024-token prefix, 64 own tokens each.",
     "gaps": "What running streams notice of a long prompt next to them.",
+    "ties": "How often company changes a greedy answer.",
+    "stalls": "What a running stream notices of cache work next to it.",
     "speculation": "Prompt-lookup speculation: gain and loss.",
     "cache": "Copying, looking up and storing KV state.",
     "recovery": "From a SIGKILL to the next answer.",

@@ -85,7 +85,7 @@ class Harness:
         """Make a call and run until it is answered; returns its result or raises its error."""
         self.count += 1
         self.mailbox.post(EngineCall(self.count, name, body, **fields))
-        answer = self.until(lambda: self.answer_of(self.count))
+        answer = self.until(lambda: self.answer_of(self.count), patient=name == "load_adapter")
         if answer.error is not None:
             raise answer.error
         return answer.result
@@ -101,13 +101,17 @@ class Harness:
             self.clock.now += step_s
         return moved
 
-    def until(self, condition, most=5000):
-        """Tick until `condition()` is true; returns its value."""
+    def until(self, condition, most=5000, patient=False):
+        """Tick until `condition()` is true; returns its value.
+
+        `patient`: another thread (not the store's, which is waited for anyway) has to run first; else the rounds may be used up
+        before it does.
+        """
         for _ in range(most):
             value = condition()
             if value:
                 return value
-            if not self.tick() and self.core.kv.waiting:
+            if not self.tick() and (patient or self.core.kv.waiting):
                 self.mailbox.wait(0.05)
         raise AssertionError(f"not reached in {most} ticks: {[(r.ref, r.phase) for r in self.core.by_ref.values()]}")
 

@@ -50,7 +50,10 @@ class Template:
 
     def __init__(self, start: Start) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlocks]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[jinja2.ext.loopcontrols, GenerationBlocks],
+            loader=jinja2.DictLoader({}),  # there is nothing to include
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -130,7 +133,8 @@ def _guarded(template: Template, job: Job) -> Answer:
         AttributeError,
         RuntimeError,
     ) as error:
-        return Answer(error=f"{type(error).__name__}: {error}", unfit=isinstance(error, _UNFIT))
+        unfit = isinstance(error, _UNFIT) and not isinstance(error, jinja2.TemplateNotFound)
+        return Answer(error=f"{type(error).__name__}: {error}", unfit=unfit)
 
 
 def _replace(messages: Any, path: list[int | str], text: str) -> str:
