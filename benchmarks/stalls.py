@@ -36,7 +36,7 @@ def run(setting: Setting) -> list[Figure]:
     with benchmark_host() as host:
         model = host.load(setting.model, "tiny", **OPTIONS)
         for index in range(setting.repeats(3)):
-            setting.say(f"    round {index + 1}")
+            setting.say(f"round {index + 1}")
             row = setting.corpus.prompt(900 + index, ROW_TOKENS)
             gap_ms, usual_ms = _beside(setting, model, index, partial(_save, model, row))
             saving.append(gap_ms)
