@@ -39,7 +39,12 @@ def main() -> int:
     lock = _take_lock(paths.run / "controller.lock", log)
     if lock is None:
         return ExitCode.FENCED
-    asyncio.run(_serve(paths, config, log))
+    try:
+        asyncio.run(_serve(paths, config, log))
+    except ConfigError as error:
+        # What only binding shows: an address of remote.listen that is taken, or not ours. Trying again would not help.
+        log.error("bad_config", message=error.message)
+        return ExitCode.BAD_CONFIG
     return ExitCode.CLEAN
 
 

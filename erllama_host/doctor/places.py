@@ -9,6 +9,7 @@ from pathlib import Path
 from erllama_host.config.paths import MAX_IPC_PATH_BYTES
 from erllama_host.doctor.context import Context
 from erllama_host.doctor.finding import Finding, ok
+from erllama_host.transport.curve import list_keys, useless_keys
 
 _CLOCK_SLACK_S = 300.0
 
@@ -82,7 +83,7 @@ def _make_private(path: Path) -> str:
 
 
 def check_keys(context: Context) -> Iterator[Finding]:
-    """Secret keys are readable by their owner only; tcp has the keys that it needs."""
+    """Key files are closed to others and can be used; tcp has the keys that it needs."""
     remote = context.config.remote if context.config else None
     folder = Path(remote.keys_dir) if remote and remote.keys_dir else context.paths.keys
     loose = [path for path in folder.rglob("*") if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077]
@@ -94,14 +95,17 @@ def check_keys(context: Context) -> Iterator[Finding]:
             f"chmod 600 {path}",
             fix=partial(_close_file, path),
         )
-    if remote is not None and remote.listen and not any((folder / "clients").glob("*.key")):
+    useless = useless_keys(folder)
+    for error in useless:
+        yield Finding("keys", "problem", error.message, "correct or remove the file")
+    if remote is not None and remote.listen and not list_keys(folder):
         yield Finding(
             "keys",
             "problem",
-            f"remote.listen is set, and no client has a key in {folder}: nobody can connect",
+            f"remote.listen is set, and no client has a key in {folder}: a host refuses to start",
             "run: erllama keys new NAME --role user",
         )
-    elif not loose and folder.is_dir():
+    elif not loose and not useless and folder.is_dir():
         yield ok("keys", f"{folder} is closed to others")
 
 

@@ -16,9 +16,12 @@ from typing import Any
 from erllama_host.config import Config, Paths, find_paths, load_config
 from erllama_host.errors import ConfigError
 from erllama_host.process import ExitCode
+from erllama_host.transport.curve import check_remote
 
 START_FD = "ERLLAMA_START_FD"
 """The parent's end of the pipe by which `start_host` learns of its failure."""
+UP_ID = "ERLLAMA_UP_ID"
+"""Names one `up`; set means that `start_host` has made its checks."""
 DIE_WITH_PARENT = "ERLLAMA_DIE_WITH_PARENT"
 """Set for hosts in the foreground: circusd ends with its parent."""
 
@@ -34,7 +37,7 @@ def circus_variables(paths: Paths, config: Config) -> dict[str, str]:
         "ERLLAMA_LOG_MAX_BYTES": str(config.host.log_max_bytes),
         "ERLLAMA_LOG_BACKUPS": str(config.host.log_backups),
         "ERLLAMA_HEARTBEAT_TIMEOUT_S": str(config.host.heartbeat_timeout_s),
-        "ERLLAMA_UP_ID": secrets.token_hex(8),
+        UP_ID: secrets.token_hex(8),
     }
 
 
@@ -47,7 +50,12 @@ def fill_in_environment() -> None:
     try:
         paths = find_paths()
         paths.prepare()
-        variables = circus_variables(paths, load_config(paths.config_file))
+        config = load_config(paths.config_file)
+        variables = circus_variables(paths, config)
+        if UP_ID not in os.environ:
+            # By hand. Under `erllama up` this was checked before; a circusd that is started again must not fail for a key that
+            # was removed since.
+            check_remote(paths, config)
     except ConfigError as error:
         sys.stderr.write(f"{error.message}\n")
         sys.exit(ExitCode.BAD_CONFIG)

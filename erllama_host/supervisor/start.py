@@ -18,6 +18,7 @@ from erllama_host.supervisor.handshake import ask_hello
 from erllama_host.supervisor.leftovers import clean_run_directory
 from erllama_host.supervisor.state import host_state
 from erllama_host.supervisor.stop import stop_host
+from erllama_host.transport.curve import check_remote
 
 SHOWN_LOG_LINES = 8
 
@@ -55,7 +56,7 @@ def start_host(
         detach: the host outlives the caller; without it the host ends when the caller's thread ends.
 
     Raises:
-        ConfigError: a host runs there already, or the directories cannot be used.
+        ConfigError: a host runs there already, or the directories or the keys cannot be used.
         HostUnavailable: it did not come up; the message has the last lines of its logs.
     """
     progress = on_progress or (lambda _: None)
@@ -63,6 +64,7 @@ def start_host(
     state = host_state(paths)
     if state.running:
         raise _already_running(f"a host is already running in {paths.run} (pid {state.pid})")
+    check_remote(paths, config)
     clean_run_directory(paths.run)
     paths.prepare()
     progress("starting the supervisor")

@@ -22,6 +22,8 @@ from erllama_host.transport.sockets import Frames, dealer
 HIGH_WATER_MARK = 100_000
 """Messages; what a host sends is bounded by credit, and what a client sends by its open requests."""
 
+REMEDY = "`erllama keys new NAME` on the host makes the two files that a client needs"
+
 
 class LinkPhase(Enum):
     """What is known of the other end: nothing listens, it accepts but has not shaken hands, it serves, it refuses our key."""
@@ -60,7 +62,7 @@ class ZmqLink:
         """`endpoint`: `ipc://…`, or `tcp://host:port` together with `curve`.
 
         Raises:
-            ConfigError: not an endpoint, tcp without keys, or an unreadable key file.
+            ConfigError: not an endpoint, tcp without keys, or a key file that cannot be used (certificates.py).
         """
         self._endpoint = endpoint
         self._curve = _load_keys(endpoint, curve)
@@ -133,16 +135,11 @@ def _load_keys(endpoint: str, curve: CurveFiles | None) -> dict[int, bytes]:
     if curve is None:
         if endpoint.startswith("tcp://"):
             raise ConfigError(
-                f"endpoint {endpoint!r}: tcp needs keys; give key_file and server_key_file", key="key_file"
+                f"endpoint {endpoint!r}: tcp needs keys; give key_file and server_key_file; {REMEDY}", key="key_file"
             )
         return {}
-    from zmq.auth import load_certificate  # only remote clients pay for it
+    from erllama_host.transport.certificates import read_key_pair, read_public_key  # only remote clients pay for it
 
-    try:
-        public, secret = load_certificate(curve.key_file)
-        server, _ = load_certificate(curve.server_key_file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read a key file: {error}", key="key_file") from error
-    if secret is None:
-        raise ConfigError(f"{curve.key_file} has no secret key", key="key_file")
+    public, secret = read_key_pair(curve.key_file, "key_file", REMEDY)
+    server = read_public_key(curve.server_key_file, "server_key_file", REMEDY)
     return {zmq.CURVE_PUBLICKEY: public, zmq.CURVE_SECRETKEY: secret, zmq.CURVE_SERVERKEY: server}

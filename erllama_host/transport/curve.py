@@ -4,8 +4,9 @@
     <keys>/clients/<name>.key                public keys that may connect; the metadata say the role
     <keys>/<name>.key_secret                 made by `erllama keys new`, to be moved to the client
 
-tcp is served only with CURVE, and only to keys in `clients/`: a key removed there is refused at its next connection. The role
-travels as ZeroMQ's User-Id of every message, which the client cannot set.
+tcp is served only with CURVE, and only to keys in `clients/`: a key removed there is refused at its next connection. A host that
+nobody could connect to does not start (`check_remote`); one that runs goes on when the last key is removed. The role travels as
+ZeroMQ's User-Id of every message, which the client cannot set.
 """
 
 import re
@@ -14,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
-from zmq.auth import load_certificate
 from zmq.utils import z85
 
 from erllama_host.config import Config, Paths, private_directory
 from erllama_host.errors import ConfigError, InvalidRequest
 from erllama_host.observability import Log
 from erllama_host.protocol.kinds import Role
+from erllama_host.transport.certificates import read_key_pair, read_public_key
 from erllama_host.transport.pump import Pump
 from erllama_host.transport.sockets import router
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
+_KEYS_DIR = "remote.keys_dir"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _ROLE = re.compile(r"^\s+role\s*=\s*(user|admin)\s*$", re.MULTILINE)
 
@@ -66,7 +68,7 @@ def new_key(directory: Path, name: str, role: Role) -> NewKey:
             f"key name {name!r} must be letters, digits, '.', '_', '-', and not 'server'", field="name"
         )
     server_key(directory)
-    clients = private_directory(directory / "clients", "remote.keys_dir")
+    clients = private_directory(directory / "clients", _KEYS_DIR)
     public_file, secret_file = clients / f"{name}.key", directory / f"{name}.key_secret"
     if public_file.exists():
         raise InvalidRequest(f"there is a key {name!r} already; remove it first", field="name")
@@ -77,14 +79,30 @@ def new_key(directory: Path, name: str, role: Role) -> NewKey:
 
 
 def list_keys(directory: Path) -> list[ClientKey]:
-    """Every key that may connect, by name; a file that is not a certificate with a role is passed over."""
-    found = []
-    for file in sorted((directory / "clients").glob("*.key")):
+    """Every key that may connect, by name; a file that is not a certificate with a role lets nobody in."""
+    return [key for key in map(_key_or_error, _client_files(directory)) if isinstance(key, ClientKey)]
+
+
+def useless_keys(directory: Path) -> list[ConfigError]:
+    """What is wrong with the files of clients that let nobody in."""
+    return [error for error in map(_key_or_error, _client_files(directory)) if isinstance(error, ConfigError)]
+
+
+def _client_files(directory: Path) -> list[Path]:
+    return sorted((directory / "clients").glob("*.key"))
+
+
+def _key_or_error(file: Path) -> ClientKey | ConfigError:
+    """An error is a value here: one spoilt file must not keep out the clients whose files are well."""
+    remedy = f"remove it, and make another with: erllama keys new {file.stem}"
+    try:
+        public = read_public_key(file, _KEYS_DIR, remedy).decode()
         role = _ROLE.search(file.read_text(encoding="utf-8", errors="replace"))
-        if role is not None:
-            public, _ = load_certificate(file)
-            found.append(ClientKey(file.stem, "admin" if role[1] == "admin" else "user", public.decode()))
-    return found
+    except (ConfigError, OSError) as error:
+        return error if isinstance(error, ConfigError) else ConfigError(f"{file}: {error.strerror}", key=_KEYS_DIR)
+    if role is None:
+        return ConfigError(f"{file} has no line 'role = user' or 'role = admin'; {remedy}", key=_KEYS_DIR)
+    return ClientKey(file.stem, "admin" if role[1] == "admin" else "user", public)
 
 
 def remove_key(directory: Path, name: str) -> bool:
@@ -97,17 +115,19 @@ def remove_key(directory: Path, name: str) -> bool:
 
 
 def server_key(directory: Path) -> tuple[bytes, bytes]:
-    """The host's pair (public, secret), z85; made when there is none."""
-    private_directory(directory, "remote.keys_dir")
+    """The host's pair (public, secret), z85; made when there is none.
+
+    Raises:
+        ConfigError: others can look into the directory or the file, or the file is spoilt.
+    """
+    private_directory(directory, _KEYS_DIR)
     secret_file = directory / "server.key_secret"
     if not secret_file.exists():
         public, secret = zmq.curve_keypair()
         _write(directory / "server.key", public, None)
         _write(secret_file, public, None, secret)
-    public, found = load_certificate(secret_file)
-    if found is None:
-        raise ConfigError(f"{secret_file} has no secret key", key="remote.keys_dir")
-    return public, found
+    remedy = f"if it is lost, remove {directory / 'server.key'} too: the next start makes a pair, and clients need its server.key"
+    return read_key_pair(secret_file, _KEYS_DIR, remedy)
 
 
 class Authenticator:
@@ -144,18 +164,43 @@ class Authenticator:
         return next((key for key in list_keys(self._directory) if key.public == public), None)
 
 
+def check_remote(paths: Paths, config: Config) -> None:
+    """See, before a host is started, that its keys can be used and that some client has one. Nothing without `remote.listen`.
+
+    Raises:
+        ConfigError: not a tcp address, no client has a key, or a key file is spoilt or open to others.
+    """
+    if config.remote.listen is None:
+        return
+    _check_address(config.remote.listen)
+    directory = keys_directory(paths, config)
+    server_key(directory)
+    for error in useless_keys(directory):
+        raise error
+    if not list_keys(directory):
+        raise ConfigError(
+            f"remote.listen is set and no client has a key in {directory / 'clients'}: nobody could connect. Run: "
+            "erllama keys new NAME --role user; or remove remote.listen",
+            key="remote.listen",
+        )
+
+
+def _check_address(listen: str) -> None:
+    if not listen.startswith("tcp://"):
+        raise ConfigError(f"remote.listen {listen!r} must begin with tcp://", key="remote.listen")
+
+
 def open_remote(
     context: zmq.Context[zmq.Socket[bytes]], config: Config, paths: Paths, log: Log, serve: Serve
 ) -> Authenticator:
     """Bind `remote.listen` and hand the socket to `serve`.
 
     Raises:
-        ConfigError: not a tcp address, or the address cannot be bound.
+        ConfigError: not a tcp address, it cannot be bound, or the host's own pair cannot be used.
     """
     listen = config.remote.listen or ""
+    _check_address(listen)
     directory = keys_directory(paths, config)
-    if not listen.startswith("tcp://"):
-        raise ConfigError(f"remote.listen {listen!r} must begin with tcp://", key="remote.listen")
     _, secret = server_key(directory)
     authenticator = Authenticator(context, directory, log)
     authenticator.start()

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 import zmq
@@ -143,7 +144,7 @@ async def test_after_close_nothing_is_sent(side):
     [
         ("http://x", None, "ipc:// or tcp://"),
         ("tcp://127.0.0.1:1", None, "tcp needs keys"),
-        ("tcp://127.0.0.1:1", CurveFiles("/no/me", "/no/host"), "cannot read a key file"),
+        ("tcp://127.0.0.1:1", CurveFiles(Path("/no/me"), Path("/no/host")), "/no/me does not exist"),
     ],
 )
 def test_endpoints_that_cannot_be(endpoint, curve, words):

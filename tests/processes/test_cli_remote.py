@@ -1,8 +1,12 @@
 """Keys, tcp and roles, from the command line to a host that listens."""
 
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,7 +14,8 @@ import pytest
 
 from erllama_host.config import Paths
 from erllama_host.supervisor.stop import stop_host
-from tests.support.command_line import Shell
+from tests.support.command_line import ROOT, Shell
+from tests.support.hosts import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -50,10 +55,36 @@ def test_a_key_opens_what_its_role_allows_until_it_is_removed(shell):
     remote("admin", "restart", "one")
     assert "key_file" in shell.run("--endpoint", endpoint, "ps", code=2).stderr  # tcp without keys
 
+    secret = Path(keys["user"]["secret_key_file"])
+    secret.chmod(0o644)
+    assert f"chmod 600 {secret}" in remote("user", "ps", code=2).stderr
+    secret.chmod(0o600)
+
     kept = shell.paths.home.parent / "kept.key_secret"
     shutil.copy(keys["user"]["secret_key_file"], kept)
     shell.run("keys", "remove", "user")
     keys["user"]["secret_key_file"] = str(kept)
     assert "refuses this key" in remote("user", "ps", code=3).stderr
     assert "one" in remote("admin", "ps").stdout
+    shell.run("down")
+
+
+def test_tcp_without_a_client_that_has_a_key_is_refused_at_start_and_minded_no_more_once_it_runs(shell):
+    shell.paths.config_file.write_text(f'[remote]\nlisten = "tcp://127.0.0.1:{free_port()}"\n')
+    assert "erllama keys new" in shell.run("up", "-d", code=2).stderr
+    by_hand = [sys.executable, "-m", "circus.circusd", "circus.ini"]
+    ended = subprocess.run(by_hand, cwd=ROOT, env=shell.environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 72 and "erllama keys new" in ended.stderr
+
+    shell.run("keys", "new", "ann")
+    shell.run("up", "-d")
+    shell.run("keys", "remove", "ann")
+
+    def pid_of(role):
+        return next(each["pid"] for each in shell.json("status")["processes"] if each["role"] == role)
+
+    for role in ("controller", "circusd"):
+        victim = pid_of(role)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda role=role, victim=victim: pid_of(role) != victim, "the host goes on without remote clients")
     shell.run("down")

@@ -97,13 +97,22 @@ def test_readable_keys_are_closed_and_missing_ones_told(look, paths):
     assert "erllama keys new" in finding.todo
     paths.keys.mkdir()
     (finding,) = look(check_keys, Config(remote=RemoteSection(listen="tcp://127.0.0.1:7700")))
-    assert "nobody can connect" in finding.what  # the host made its own pair, and that lets nobody in
+    assert "refuses to start" in finding.what  # the host made its own pair, and that lets nobody in
     secret = paths.keys / "me.key_secret"
     secret.write_text("x")
     secret.chmod(0o644)
     (finding,) = look(check_keys)
     finding.fix()
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_spoilt_key_of_a_client(look, paths):
+    clients = paths.keys / "clients"
+    clients.mkdir(parents=True)
+    clients.joinpath("ann.key").write_text("role = user\n")
+    clients.joinpath("ann.key").chmod(0o600)
+    (finding,) = look(check_keys)
+    assert "ann.key is no key file" in finding.what
 
 
 def test_a_clock_that_went_back(look, paths):
