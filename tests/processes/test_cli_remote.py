@@ -88,3 +88,13 @@ def test_tcp_without_a_client_that_has_a_key_is_refused_at_start_and_minded_no_m
         os.kill(victim, signal.SIGKILL)
         eventually(lambda role=role, victim=victim: pid_of(role) != victim, "the host goes on without remote clients")
     shell.run("down")
+
+
+def test_an_address_that_is_taken_ends_the_start_at_once_and_is_named(shell):
+    shell.run("keys", "new", "ann")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        shell.paths.config_file.write_text(f'[remote]\nlisten = "tcp://127.0.0.1:{taken.getsockname()[1]}"\n')
+        ended = shell.run("up", "-d", code=3)
+    assert "remote.listen" in ended.stderr and "Address already in use" in ended.stderr
