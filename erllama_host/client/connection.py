@@ -15,7 +15,7 @@ from erllama_host.client.infer_options import InferRequest
 from erllama_host.client.limits import Patience, StreamLimits
 from erllama_host.client.results import Piece
 from erllama_host.client.stream_state import StreamState
-from erllama_host.errors import ErllamaError, HostUnavailable, ProtocolMismatch
+from erllama_host.errors import ErllamaError, HostUnavailable, InvalidRequest, ProtocolMismatch
 from erllama_host.protocol.envelope import (
     PROTOCOL_VERSION,
     Envelope,
@@ -26,10 +26,14 @@ from erllama_host.protocol.envelope import (
 )
 from erllama_host.protocol.kinds import EVENT_KINDS
 from erllama_host.transport.client_link import ClientLink, LinkPhase
+from erllama_host.transport.sockets import Frames
 
 _log = logging.getLogger(__name__)
 _SEND_AGAIN_S = 0.02
 _CLOSED = "this client is closed"
+_CANNOT_BE_ENCODED = (TypeError, ValueError, OverflowError, RecursionError)
+"""Values of no type of the wire, half surrogates, integers of more than 64 bits, maps inside themselves."""
+_NO_LIMIT_S = 1e9
 
 
 class Listener(Protocol):
@@ -144,7 +148,7 @@ class Connection:
         if ref in self._open:
             self.cancel(ref)
         else:
-            self._send_frames(Envelope(PROTOCOL_VERSION, "cancel", ref, model), None)
+            self._transmit([encode_envelope(Envelope(PROTOCOL_VERSION, "cancel", ref, model)), encode_body(None)])
 
     def abandon(self, ref: str) -> None:
         """Nobody waits for `ref` any more: cancel it and forget it."""
@@ -291,15 +295,26 @@ class Connection:
 
     def _send(self, exchange: _Exchange, message: Send, now: float) -> None:
         ref = exchange.state.ref
-        left_ms = 0 if exchange.deadline is None else max(1, int(1000 * (exchange.deadline - now)))
-        envelope = Envelope(PROTOCOL_VERSION, message.kind, ref, exchange.model, left_ms)
-        if not self._send_frames(envelope, message.body) and self._presence.online:
+        try:
+            frames = self._frames(exchange, message, now)
+        except _CANNOT_BE_ENCODED as error:
+            # Raised from here it would end in the loop's log, and the caller would wait for ever.
+            refusal = InvalidRequest(f"{message.kind}: the request cannot be encoded: {error}")
+            self._perform(exchange, exchange.state.give_up(refusal), now)
+            return
+        # What is sent goes behind what waits already: a `cancel` must not overtake its `infer`.
+        if (self._unsent or not self._transmit(frames)) and self._presence.online:
             if not self._unsent:
                 self._loop.call_later(_SEND_AGAIN_S, self._send_unsent)
             self._unsent.append((ref, message))
 
-    def _send_frames(self, envelope: Envelope, body: Any) -> bool:
-        return not self.closed and self._link.send([encode_envelope(envelope), encode_body(body)])
+    def _frames(self, exchange: _Exchange, message: Send, now: float) -> Frames:
+        left_ms = _left_ms(exchange.deadline, now)
+        envelope = Envelope(PROTOCOL_VERSION, message.kind, exchange.state.ref, exchange.model, left_ms)
+        return [encode_envelope(envelope), encode_body(message.body)]
+
+    def _transmit(self, frames: Frames) -> bool:
+        return not self.closed and self._link.send(frames)
 
     def _send_unsent(self) -> None:
         """The pipe was full, or not quite there yet: try again. What the pipe's end lost is sent anew by `on_online`."""
@@ -308,3 +323,10 @@ class Connection:
             exchange = self._open.get(ref)
             if exchange is not None:
                 self._send(exchange, message, self._loop.time())
+
+
+def _left_ms(deadline: float | None, now: float) -> int:
+    """What is left until `deadline`, at least 1 ms; 0 when there is none, or none that anybody will see."""
+    if deadline is None or deadline - now > _NO_LIMIT_S:
+        return 0
+    return max(1, int(1000 * (deadline - now)))

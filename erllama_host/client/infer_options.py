@@ -174,15 +174,15 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _checked(body: Infer) -> Infer:
-    """Types, as the host would check them, then ranges; so that a mistake is told before anything is sent."""
+    """Types, as the host would check them, by the way to the wire and back; then ranges. A mistake is told before a send."""
     try:
-        body = msgspec.convert(msgspec.to_builtins(body, builtin_types=(bytes,)), Infer, strict=True)
+        body = msgspec.msgpack.decode(msgspec.msgpack.encode(body), type=Infer)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$.")
         field = path.rstrip("`").removeprefix("params.")
         raise InvalidRequest(f"{field}: {text}" if field else text, field=field or None) from error
-    except TypeError as error:
-        raise InvalidRequest(f"the request cannot be encoded: {error}", field="prompt") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"the request cannot be encoded: {error}") from error
     check_infer(body)
     return body
 

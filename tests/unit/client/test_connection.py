@@ -10,7 +10,7 @@ from erllama_host.client.connection import Connection, Settings
 from erllama_host.client.infer_options import infer_request
 from erllama_host.client.limits import Patience, StreamLimits
 from erllama_host.client.listeners import CallListener, Collector
-from erllama_host.errors import HostUnavailable, ProtocolMismatch
+from erllama_host.errors import HostUnavailable, InvalidRequest, ProtocolMismatch
 from erllama_host.ids import new_ref
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.envelope import PROTOCOL_VERSION, Envelope, encode_envelope
@@ -127,6 +127,48 @@ async def test_a_full_pipe_is_tried_again():
     rig.link.receive("reply", ref, c.Counters())
     await bounded(future)
     assert rig.link.kinds() == ["counters"]
+
+
+async def test_nothing_overtakes_what_a_full_pipe_kept():
+    """A `cancel` before its `infer` would be for nobody, and the request would run."""
+    rig = Rig()
+    rig.link.is_full = True
+    ref, _ = rig.complete()
+    rig.link.is_full = False
+    rig.connection.cancel(ref)
+    rig.call(host_calls.counters())
+    while len(rig.link.sent) < 3:
+        await asyncio.sleep(0.005)
+    assert rig.link.kinds() == ["infer", "cancel", "counters"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        model_calls.tokenize("tiny", "half a character: \udcff", True, False),
+        model_calls.tokenize("tiny", object(), True, False),
+        model_calls.draft("tiny", [1], 2**70),
+        model_calls.evict("tiny", float("nan")),
+    ],
+    ids=["surrogate", "object", "integer", "nan"],
+)
+@pytest.mark.parametrize("online", [True, False])
+async def test_what_cannot_be_encoded_ends_its_own_call_at_once(call, online):
+    rig = Rig(online=online)
+    _, future = rig.call(call)
+    rig.link.become(LinkPhase.READY)
+    with pytest.raises(InvalidRequest, match="cannot be encoded"):
+        await bounded(future)
+    assert rig.connection.num_open == 0 and rig.link.sent == []
+
+
+async def test_a_time_limit_may_be_infinite():
+    rig = Rig()
+    rig.connection.settings.timeout_s = float("inf")
+    for call in (host_calls.counters(), model_calls.evict("tiny", float("inf")), model_calls.evict("tiny", 1e300)):
+        rig.call(call)
+    assert [envelope.deadline_ms for envelope, _ in rig.link.sent] == [0, 0, 0]
+    rig.connection.close()
 
 
 async def test_what_a_full_pipe_kept_is_not_sent_twice_after_a_break():

@@ -59,6 +59,21 @@ def test_bad_prompts(prompt):
         infer_request(prompt, {})
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ("half a character: \udcff", {}),
+        (chat_request([{"role": "user", "content": "\ud800"}], None, None), {}),
+        (chat_request([{"role": "user"}], None, None, {"number": 2**70}), {}),
+        ("hi", {"grammar": "\ud800"}),
+        ("hi", {"session_id": object()}),
+    ],
+)
+def test_what_cannot_travel_is_told_before_anything_is_sent(prompt, options):
+    with pytest.raises(InvalidRequest, match="cannot be encoded"):
+        infer_request(prompt, options)
+
+
 def test_an_unknown_option_far_from_all_lists_them():
     with pytest.raises(InvalidRequest, match="the options are: max_tokens"):
         infer_request("hi", {"zzzzzzzz": 1})
