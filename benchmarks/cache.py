@@ -5,15 +5,16 @@ Restores and saves of real KV state are in cache_copying.py; nothing here needs 
 
 import ctypes
 import time
+from collections.abc import Sequence
 
 from benchmarks.arithmetic import median, percentile
 from benchmarks.cache_copying import copying
-from benchmarks.cache_host import CacheBench, cache_bench
+from benchmarks.cache_host import CacheBench, cache_bench, room_for
 from benchmarks.cache_rows import BLOCK_TOKENS, ROW_TOKENS, SyntheticRow, write_segments
 from benchmarks.figures import Figure, Target
 from benchmarks.setting import Setting
 from workers.kv_store import KvStore
-from workers.kv_types import Refused, SegmentSpec
+from workers.kv_types import AlreadyThere, Refused, Reservation, SegmentSpec
 
 PART = "cache"
 SIZES = (100, 10_000, 100_000)
@@ -98,16 +99,18 @@ def _reserve_ms(store: KvStore, number: int, block_bytes: int) -> float:
     """How long a row's regions take to be there, mapped and touched. The row is then published."""
     specs = [SegmentSpec(meta, block_bytes) for meta in SyntheticRow(number).blocks()]
     started = time.perf_counter()
-    outcomes = store.reserve(specs).wait()
+    regions = room_for(store, specs)
     took_ms = (time.perf_counter() - started) * 1e3
-    for outcome in outcomes:
-        address = getattr(outcome, "address", None)
-        if address is None:
-            raise RuntimeError(f"no room: {outcome}")
-        ctypes.memset(address, 1, block_bytes)
-        store.publish(outcome, block_bytes)
-    store.flush(time.monotonic() + 60)
+    _publish_ones(store, regions)
     return took_ms
+
+
+def _publish_ones(store: KvStore, regions: Sequence[Reservation]) -> None:
+    """Fill them, as packing would, and wait until they are visible."""
+    for region in regions:
+        ctypes.memset(region.address, 1, region.capacity_bytes)
+        store.publish(region, region.capacity_bytes)
+    store.flush(time.monotonic() + 60)
 
 
 # ---- deaths --------------------------------------------------------------------------------------------------------
@@ -135,7 +138,8 @@ def _freed_after_ms(bench: CacheBench, store: KvStore, number: int) -> float:
     while isinstance(outcome := store.reserve([spec]).wait()[0], Refused):
         pass
     freed = time.perf_counter()
-    store.abort(outcome)  # type: ignore[arg-type]
+    assert not isinstance(outcome, AlreadyThere)  # nobody has published it
+    store.abort(outcome)
     child.wait()
     return (freed - killed) * 1e3
 
@@ -163,9 +167,6 @@ def _store_conversations(bench: CacheBench, per_block: int, conversations: int, 
     for number in range(1, conversations + 1):
         row = SyntheticRow(number, shared)
         specs = [SegmentSpec(meta, per_block) for meta in row.blocks()][:blocks]
-        for outcome in store.reserve(specs).wait():
-            if hasattr(outcome, "address"):
-                ctypes.memset(outcome.address, 1, per_block)
-                store.publish(outcome, per_block)
-        store.flush(time.monotonic() + 60)
+        outcomes = store.reserve(specs).wait()
+        _publish_ones(store, [outcome for outcome in outcomes if not isinstance(outcome, AlreadyThere | Refused)])
     return int(bench.stats()["tiers"]["ram"]["published_bytes"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.arithmetic import median
-from benchmarks.cache_host import cache_bench
+from benchmarks.cache_host import cache_bench, room_for
 from benchmarks.cache_rows import BLOCK_TOKENS, ROW_TOKENS, SyntheticRow
 from benchmarks.figures import Figure, Target
 from benchmarks.setting import THREADS, Setting
@@ -87,10 +87,8 @@ def _save(
     seconds: _Seconds,
 ) -> None:  # fmt: skip
     """Copy first, then pack: both meet pages that are there."""
-    held = store.reserve([SegmentSpec(meta, block_bytes) for meta in row.blocks()]).wait()
-    addresses = [getattr(outcome, "address", 0) for outcome in held]
-    if not all(addresses):
-        raise RuntimeError(f"no room: {held}")
+    regions = room_for(store, [SegmentSpec(meta, block_bytes) for meta in row.blocks()])
+    addresses = [region.address for region in regions]
     seconds.copy_in.append(_timed(lambda i: ctypes.memmove(addresses[i], base + i * block_bytes, block_bytes)))
     seconds.pack.append(
         _timed(
@@ -99,8 +97,8 @@ def _save(
             )
         )
     )
-    for outcome in held:
-        store.publish(outcome, block_bytes)  # type: ignore[arg-type]
+    for region in regions:
+        store.publish(region, block_bytes)
     store.flush(time.monotonic() + 60)
 
 

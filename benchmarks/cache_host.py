@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,24 @@ from erllama_host.protocol import PROTOCOL_VERSION, Envelope, decode_body, encod
 from erllama_host.protocol.calls import CacheAnswer, CacheCall
 from erllama_host.transport.sockets import dealer
 from workers.kv_store import KvStore, cache_endpoint
+from workers.kv_types import AlreadyThere, Refused, Reservation, SegmentSpec
 
 GIB = 1 << 30
 START_TIMEOUT_S = 120.0
+
+
+def room_for(store: KvStore, specs: Sequence[SegmentSpec]) -> list[Reservation]:
+    """A region for each segment, once all are there.
+
+    Raises:
+        RuntimeError: one was refused, or is stored already.
+    """
+    regions: list[Reservation] = []
+    for outcome in store.reserve(specs).wait():
+        if isinstance(outcome, AlreadyThere | Refused):
+            raise RuntimeError(f"no room: {outcome}")
+        regions.append(outcome)
+    return regions
 
 
 class CacheBench:

@@ -1,10 +1,11 @@
 """Segment files as a host leaves them behind, made without a model: for measuring the cache daemon with many of them."""
 
-import random
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from erllama_host.kv.keys import KeySpace
 from erllama_host.kv.segment import (
@@ -23,6 +24,8 @@ from workers.kv_types import LookupQuery
 
 BLOCK_TOKENS = 256
 ROW_TOKENS = 2048
+VOCABULARY = 49_152
+"""Of SmolLM2."""
 SPACE = KeySpace(b"b" * 32, 255, b"c" * 32)
 
 
@@ -30,8 +33,7 @@ class SyntheticRow:
     """A row of 2 048 made-up tokens, eight blocks; it begins with the packed tokens `shared`."""
 
     def __init__(self, number: int, shared: bytes = b"") -> None:
-        generator = random.Random(number)
-        own = pack_tokens([1, *(generator.randrange(49_152) for _ in range(ROW_TOKENS - 1))])
+        own = pack_tokens(np.random.default_rng(number).integers(1, VOCABULARY, ROW_TOKENS).tolist())
         self.packed = shared + own[len(shared) :]
         self.chain = SPACE.chain(BLOCK_TOKENS)
         self.chain.extend(self.packed)

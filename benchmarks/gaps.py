@@ -1,19 +1,17 @@
 """The longest pause of two running streams while a 6 000-token prompt is computed next to them, and what that costs the prompt."""
 
-import threading
-import time
-
 from benchmarks.arithmetic import median
 from benchmarks.figures import Figure
 from benchmarks.host import benchmark_host
 from benchmarks.llama_server import LlamaServer, llama_server
 from benchmarks.setting import Setting
-from benchmarks.systems import System, Timing, gaps_within
+from benchmarks.systems import System, gaps_within, streaming
 
 PART = "gaps"
 LONG_PROMPT_TOKENS = 6000
 PROMPT_TOKENS = 32
 NUM_STREAMS = 2
+MAX_TOKENS = 4096  # the streams are cut off when the long prompt is through
 N_CTX = 8192
 N_SEQ_MAX = 4
 
@@ -39,18 +37,9 @@ def run(setting: Setting) -> list[Figure]:
 
 def _measure(setting: Setting, system: System, length: int) -> tuple[float, float, float]:
     """Worst and median gap within the prefill, and its time to first token; ms."""
-    num_tokens = setting.repeats(700, 200)
-    streams: list[Timing] = []
-
-    def listen(index: int) -> None:
-        streams.append(system.stream(setting.corpus.prompt(700 + index, PROMPT_TOKENS), num_tokens))
-
-    threads = [threading.Thread(target=listen, args=(index,)) for index in range(NUM_STREAMS)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.5)  # both are streaming by then; whatever they sent before the long prompt came is cut off below
-    prefill = system.stream(setting.corpus.prompt(710, length), 1)
-    for thread in threads:
-        thread.join()
-    gaps = [gap for stream in streams for gap in gaps_within(stream, prefill)]
+    prompts = [setting.corpus.prompt(700 + index, PROMPT_TOKENS) for index in range(NUM_STREAMS)]
+    with streaming(system, prompts, MAX_TOKENS) as streams:
+        prefill = system.stream(setting.corpus.prompt(710, length), 1)
+    start, end = prefill.called_at_s, prefill.moments_s()[0]
+    gaps = [gap for stream in streams for gap in gaps_within(stream, start, end)]
     return max(gaps), median(gaps), prefill.ttft_ms

@@ -3,14 +3,14 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import HostProcess, host_processes, kill_leftovers
 from benchmarks.setting import KV_TYPE, THREADS
-from benchmarks.systems import Timing
+from benchmarks.systems import Timing, never
 from erllama_host import Client
 from erllama_host.client import Model
 from erllama_host.config import Config, Paths, find_paths
@@ -30,7 +30,7 @@ class HostModel:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def stream(self, prompt: Sequence[int], num_tokens: int) -> Timing:
+    def stream(self, prompt: Sequence[int], num_tokens: int, is_enough: Callable[[], bool] = never) -> Timing:
         """Generate greedily through the public client."""
         started = time.perf_counter()
         arrivals: list[float] = []
@@ -40,6 +40,8 @@ class HostModel:
                 if piece.token_ids:
                     arrivals.append((time.perf_counter() - started) * 1e3)
                     received += len(piece.token_ids)
+                    if is_enough():
+                        break
         total_ms = (time.perf_counter() - started) * 1e3
         kind = stream.stats.cache.kind if stream.stats is not None else ""
         return Timing(started, tuple(arrivals), total_ms, received, kind)

@@ -8,7 +8,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,9 @@ START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 300.0
 
 
-def post_events(port: int, path: str, body: dict[str, Any]) -> Iterator[tuple[float, float, dict[str, Any]]]:
+def post_events(
+    port: int, path: str, body: dict[str, Any]
+) -> Generator[tuple[float, float, dict[str, Any]], None, None]:
     """POST `body`; yields (when the call was made, when the event was read; both `time.perf_counter()`), and the event.
 
     Raises:

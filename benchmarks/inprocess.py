@@ -11,6 +11,10 @@ from typing import Any
 from benchmarks.setting import ROOT, THREADS
 
 
+class LoopFailed(RuntimeError):
+    """The loop's process could not load the model, or ended."""
+
+
 class InProcessLoop:
     """The other end of `loop.py`. One command at a time.
 
@@ -54,14 +58,20 @@ class InProcessLoop:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the in-process loop ended with code {self._process.wait()}")
+            raise LoopFailed(f"the in-process loop ended with code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise LoopFailed(answer["error"])
         return answer
 
 
 @contextmanager
 def in_process_loop(model: Path, n_ctx: int, n_seq_max: int = 1) -> Iterator[InProcessLoop]:
-    """A loop on `model` that ends with the block."""
+    """A loop on `model` that ends with the block.
+
+    Raises:
+        LoopFailed: llama.cpp cannot load it.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.loop"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

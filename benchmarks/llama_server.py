@@ -3,13 +3,13 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from benchmarks.http_peer import LOOPBACK, free_port, post_events, running
 from benchmarks.setting import KV_TYPE, THREADS
-from benchmarks.systems import Timing
+from benchmarks.systems import Timing, never
 
 
 class LlamaServer:
@@ -20,7 +20,7 @@ class LlamaServer:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def stream(self, prompt: Sequence[int], num_tokens: int) -> Timing:
+    def stream(self, prompt: Sequence[int], num_tokens: int, is_enough: Callable[[], bool] = never) -> Timing:
         """Generate greedily; the arrivals are those of its events with tokens."""
         body = {
             "prompt": list(prompt),
@@ -34,10 +34,13 @@ class LlamaServer:
         arrivals_ms: list[float] = []
         predicted = 0
         called_at_s = read_at_s = time.perf_counter()
-        for called_at_s, read_at_s, event in post_events(self._port, "/completion", body):
-            if event.get("tokens") or event.get("content"):
-                arrivals_ms.append((read_at_s - called_at_s) * 1e3)
-            predicted = event.get("tokens_predicted", predicted)
+        with closing(post_events(self._port, "/completion", body)) as events:
+            for called_at_s, read_at_s, event in events:
+                predicted = event.get("tokens_predicted", predicted)
+                if event.get("tokens") or event.get("content"):
+                    arrivals_ms.append((read_at_s - called_at_s) * 1e3)
+                    if is_enough():
+                        break
         total_ms = (read_at_s - called_at_s) * 1e3
         return Timing(called_at_s, tuple(arrivals_ms or [total_ms]), total_ms, predicted)
 

@@ -2,7 +2,7 @@
 
 Reads one JSON command per line from stdin, answers one JSON line on stdout; ends with stdin. `inprocess.py` is its other end.
 
-    {"op": "open", "model": PATH, "n_ctx": N, "n_seq_max": N, "threads": N}   → {"load_s", "resident_bytes"}
+    {"op": "open", "model": PATH, "n_ctx": N, "n_seq_max": N, "threads": N}   → {"load_s", "resident_bytes"}; {"error"} ends it
     {"op": "tokenize", "text": TEXT}                                          → {"tokens": [...]}
     {"op": "prefill", "prompt": [...]}                                        → {"prefill_s"} until the first token is sampled
     {"op": "generate", "prompts": [[...], ...], "num_tokens": N}              → {"wall_s", "decode_s", "num_tokens"}
@@ -41,7 +41,7 @@ class Loop:
         llama.llama_backend_init()
         self._model = llama.llama_model_load_from_file(model.encode(), llama.llama_model_default_params())
         if not self._model:
-            raise SystemExit(f"llama.cpp cannot load {model}")
+            raise RuntimeError(f"llama.cpp cannot load {model}")
         self._vocab = llama.llama_model_get_vocab(self._model)
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = n_ctx, N_BATCH, n_seq_max
@@ -49,12 +49,13 @@ class Loop:
         params.kv_unified, params.flash_attn_type = True, FLASH_ATTENTION_ON
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise SystemExit(f"llama.cpp cannot make a context of {n_ctx} tokens")
+            raise RuntimeError(f"llama.cpp cannot make a context of {n_ctx} tokens")
         self._memory = llama.llama_get_memory(self._context)
         self._sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         llama.llama_sampler_chain_add(self._sampler, llama.llama_sampler_init_greedy())
         self._batch = llama.llama_batch_init(N_BATCH, 0, 1)
         self._piece = ctypes.create_string_buffer(PIECE_BYTES)
+        self._held: list[list[int]] = []
         self.decode_s = 0.0
 
     def tokenize(self, text: str) -> list[int]:
@@ -67,6 +68,17 @@ class Loop:
     def clear(self) -> None:
         """Forget all sequences."""
         llama.llama_memory_clear(self._memory, True)
+        self._held = []
+
+    def hold(self, prompts: list[list[int]]) -> None:
+        """Have the cells of each prompt but for its last token, and no others; computed unless the last call had these prompts."""
+        if prompts != self._held:
+            self.clear()
+            for sequence, prompt in enumerate(prompts):
+                self.feed(sequence, prompt[:-1], 0, want_logits=False)
+            self._held = prompts
+        for sequence, prompt in enumerate(prompts):
+            llama.llama_memory_seq_rm(self._memory, sequence, len(prompt) - 1, -1)
 
     def feed(self, sequence: int, tokens: Sequence[int], start: int, *, want_logits: bool) -> None:
         """Decode `tokens` of one sequence from position `start`, in full batches."""
@@ -131,9 +143,7 @@ def _prefill(loop: Loop, command: dict[str, Any]) -> dict[str, Any]:
 def _generate(loop: Loop, command: dict[str, Any]) -> dict[str, Any]:
     """The clock covers num_tokens steps: the last prompt token is decoded in the first of them."""
     prompts, num_tokens = command["prompts"], command["num_tokens"]
-    loop.clear()
-    for sequence, prompt in enumerate(prompts):
-        loop.feed(sequence, prompt[:-1], 0, want_logits=False)
+    loop.hold(prompts)
     current = [prompt[-1] for prompt in prompts]
     positions = [len(prompt) - 1 for prompt in prompts]
     loop.decode_s = 0.0
@@ -153,7 +163,11 @@ OPERATIONS: dict[str, Callable[[Loop, dict[str, Any]], dict[str, Any]]] = {
 
 def main() -> None:
     """Answer commands until stdin ends; the first one must be `open`."""
-    loop, answer = _open(json.loads(sys.stdin.readline()))
+    try:
+        loop, answer = _open(json.loads(sys.stdin.readline()))
+    except RuntimeError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         command = json.loads(line)

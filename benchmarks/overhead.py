@@ -56,7 +56,7 @@ def _decode(setting: Setting, model: HostModel, loop: InProcessLoop) -> list[Fig
         if is_available():
             peer = stack.enter_context(python_server(setting.model, N_CTX))
             runs[peer.name] = lambda number: _python_rate(peer, number)
-        samples = interleaved(runs, setting.repeats(7, 3))
+        samples = interleaved(runs, setting.repeats(5, 3))
     ours, theirs = median(samples["host"]), median(samples[loop.name])
     peers = median(samples[PythonServer.name]) if PythonServer.name in samples else None
     share_us = 1e6 / ours - median(llama_decode_ms) * 1e3

@@ -20,7 +20,8 @@ class Run:
 
     Attributes:
         date: of its start, ISO. duration_s: wall clock. quick: whether repeats were cut.
-        parts: name → what it measures, for those that ran. failures: name → what went wrong, for those that did not finish.
+        parts: name → what it measures, for those that ran. durations_s: how long each ran.
+        failures: name → what went wrong, for those that did not finish.
         bounds: figure name → what bounds it, shown when its target is missed.
     """
 
@@ -31,6 +32,7 @@ class Run:
     model: dict[str, str]
     versions: dict[str, str]
     parts: dict[str, str]
+    durations_s: dict[str, float]
     figures: Sequence[Figure]
     failures: dict[str, str]
     bounds: dict[str, str]
@@ -49,6 +51,7 @@ class Run:
             "model": self.model,
             "versions": self.versions,
             "parts": self.parts,
+            "durations_s": self.durations_s,
             "failures": self.failures,
             "figures": [figure.as_data() for figure in self.figures],
         }

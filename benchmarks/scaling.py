@@ -13,7 +13,7 @@ from erllama_host import AsyncClient
 PART = "scaling"
 NUM_MODELS = (1, 4, 8)
 NUM_CLIENTS = (1, 10, 100, 500)
-PROMPT_LENGTHS = (512, 1024, 2048, 4096, 8192)
+PROMPT_LENGTHS = (512, 2048, 8192)
 PROMPT_TOKENS = 32
 NUM_TOKENS = 96
 NUM_STUB_TOKENS = 2048  # a stub's tokens come too fast for fewer to be timed

@@ -11,7 +11,7 @@ PART = "speculation"
 N_CTX = 2048
 DRAFT_TOKENS = 8
 PASSAGE_TOKENS = 200
-NUM_TOKENS = 160
+NUM_TOKENS = 96
 
 
 def run(setting: Setting) -> list[Figure]:

@@ -4,23 +4,21 @@ The model saves nothing while it prefills here (`cold_max_tokens`), so that all 
 stream: the worst case, and apart from the prefill. Tokens are not coalesced, so a gap is that of two decodes.
 """
 
-import itertools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.arithmetic import median
 from benchmarks.figures import Figure
-from benchmarks.host import BenchmarkHost, HostModel, benchmark_host
+from benchmarks.host import HostModel, benchmark_host
 from benchmarks.setting import Setting
-from benchmarks.systems import Timing
+from benchmarks.systems import gaps_within, streaming
 
 PART = "stalls"
+MODEL_ID = "tiny"
 ROW_TOKENS = 2048
 STREAM_PROMPT_TOKENS = 32
-STREAM_TOKENS = 160
-LEAD_S = 0.6
+STREAM_MAX_TOKENS = 2048  # it is cut off when what goes on beside it has ended
 SAVE_WINDOW_S = 0.4
 OPTIONS = {
     "n_ctx": 4096,
@@ -33,14 +31,15 @@ OPTIONS = {
 def run(setting: Setting) -> list[Figure]:
     """Medians over rounds of each round's longest gap."""
     restoring, saving, usual = [], [], []
+    rounds = setting.repeats(3)
     with benchmark_host() as host:
-        model = host.load(setting.model, "tiny", **OPTIONS)
-        for index in range(setting.repeats(3)):
-            setting.say(f"round {index + 1}")
+        model = host.load(setting.model, MODEL_ID, **OPTIONS)
+        for index in range(rounds):
+            setting.say(f"round {index + 1} of {rounds}")
             row = setting.corpus.prompt(900 + index, ROW_TOKENS)
-            gap_ms, usual_ms = _beside(setting, model, index, partial(_save, model, row))
+            gap_ms, _usual_ms = _beside(setting, model, index, partial(_save, model, row))
             saving.append(gap_ms)
-            _restarted(host)
+            host.client.restart(MODEL_ID)  # nothing is live any more
             gap_ms, usual_ms = _beside(setting, model, 100 + index, partial(_restore, model, row))
             restoring.append(gap_ms)
             usual.append(usual_ms)
@@ -56,6 +55,7 @@ def _save(model: HostModel, row: Sequence[int]) -> tuple[float, float]:
     """Compute a row; the time right after its end, when its segments are packed."""
     timing = model.stream(row, 1)
     ended = timing.called_at_s + timing.total_ms / 1e3
+    time.sleep(SAVE_WINDOW_S)
     return ended, ended + SAVE_WINDOW_S
 
 
@@ -75,23 +75,9 @@ def _beside(
     setting: Setting, model: HostModel, salt: int, act: Callable[[], tuple[float, float]]
 ) -> tuple[float, float]:
     """Longest gap of a stream within the time that `act` returns, and the stream's median gap before it; ms."""
-    streams: list[Timing] = []
-
-    def listen() -> None:
-        streams.append(model.stream(setting.corpus.prompt(950 + salt, STREAM_PROMPT_TOKENS), STREAM_TOKENS))
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    time.sleep(LEAD_S)
-    began = time.perf_counter()
-    start, end = act()
-    thread.join()
-    pairs = list(itertools.pairwise(streams[0].moments_s()))
-    within = [(later - earlier) * 1e3 for earlier, later in pairs if later > start and earlier < end]
-    before = [(later - earlier) * 1e3 for earlier, later in pairs if later < began]
-    return max(within), median(before)
-
-
-def _restarted(host: BenchmarkHost) -> None:
-    """A new worker: nothing is live any more."""
-    host.client.restart("tiny")
+    prompt = setting.corpus.prompt(950 + salt, STREAM_PROMPT_TOKENS)
+    with streaming(model, [prompt], STREAM_MAX_TOKENS) as streams:
+        began = time.perf_counter()
+        start, end = act()
+    (stream,) = streams
+    return max(gaps_within(stream, start, end)), median(gaps_within(stream, stream.called_at_s, began))

@@ -3,9 +3,18 @@
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
+
+LEAD_S = 0.5
+"""How long streams run alone before something begins beside them."""
+
+
+def never() -> bool:
+    """A stream that is not cut off."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,12 @@ class System(Protocol):
 
     name: str
 
-    def stream(self, prompt: Sequence[int], num_tokens: int) -> Timing:
-        """Generate exactly `num_tokens` greedily, past any end token. Called from several threads at a time."""
+    def stream(self, prompt: Sequence[int], num_tokens: int, is_enough: Callable[[], bool] = never) -> Timing:
+        """Generate `num_tokens` greedily, past any end token. Called from several threads at a time.
+
+        Args:
+            is_enough: asked at each message with tokens; True cuts the stream off.
+        """
 
 
 def burst(system: System, prompts: Sequence[Sequence[int]], num_tokens: int) -> tuple[list[Timing], float]:
@@ -82,15 +95,53 @@ def burst(system: System, prompts: Sequence[Sequence[int]], num_tokens: int) -> 
     return [timing for timing in timings if timing is not None], wall_s
 
 
+@contextmanager
+def streaming(system: System, prompts: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[Timing]]:
+    """Streams that run before and during the block, a thread each, and are cut off at its end. The list has their timings then.
+
+    Raises:
+        Exception: whatever the first failing stream raised.
+    """
+    timings: list[Timing] = []
+    failures: list[Exception] = []
+    began = [threading.Event() for _ in prompts]
+    over = threading.Event()
+
+    def listen(prompt: Sequence[int], has_begun: threading.Event) -> None:
+        def is_enough() -> bool:
+            has_begun.set()
+            return over.is_set()
+
+        try:
+            timings.append(system.stream(prompt, num_tokens, is_enough))
+        except Exception as error:
+            failures.append(error)
+            has_begun.set()
+
+    threads = [threading.Thread(target=listen, args=arguments) for arguments in zip(prompts, began, strict=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        for has_begun in began:
+            has_begun.wait()
+        time.sleep(LEAD_S)
+        yield timings
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
 def aggregate_tokens_per_s(system: System, prompts: Sequence[Sequence[int]], num_tokens: int) -> float:
     """Tokens per second of all streams together, from the first request sent to the last token read."""
     timings, wall_s = burst(system, prompts, num_tokens)
     return sum(timing.num_tokens for timing in timings) / wall_s
 
 
-def gaps_within(stream: Timing, prefill: Timing) -> list[float]:
-    """Milliseconds between neighbouring arrivals of `stream` of which at least one lies within the prefill."""
-    start, end = prefill.called_at_s, prefill.moments_s()[0]
+def gaps_within(stream: Timing, start: float, end: float) -> list[float]:
+    """Milliseconds between neighbouring arrivals of `stream` that overlap [start, end), on the clock of `time.perf_counter()`."""
     moments = stream.moments_s()
     return [
         (later - earlier) * 1e3 for earlier, later in itertools.pairwise(moments) if later > start and earlier < end

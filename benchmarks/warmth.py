@@ -1,12 +1,15 @@
 """Time to first token of a 2 048-token prompt: cold, repeated, after another conversation, after a kill, after a restart."""
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TypeVar
 
 from benchmarks.arithmetic import median
 from benchmarks.figures import Figure, Target
-from benchmarks.host import BenchmarkHost, HostModel, benchmark_host
+from benchmarks.host import BenchmarkHost, benchmark_host
 from benchmarks.llama_server import LlamaServer, llama_server
 from benchmarks.setting import Setting, think
 from benchmarks.systems import System
@@ -26,63 +29,71 @@ TARGETS = {
     RESTART: Target(at_most=1 / 150),
 }
 
-Samples = dict[str, list[float]]
+_System = TypeVar("_System", bound=System)
 
 
 def run(setting: Setting) -> list[Figure]:
-    """Rounds of the host and of llama-server take turns; each round has prompts of its own.
+    """Rounds of the host and of llama-server take turns. Each round computes a new prompt, repeats it, takes turns between it and
+    the one of the round before, and asks for it once more after the restart.
 
     Both have one slot of 4 096 cells, and 0.2 s between requests; host, server and model are up when the clock starts. In brackets:
     how the host's cache was hit.
     """
-    ours: Samples = defaultdict(list)
-    theirs: Samples = defaultdict(list)
-    kinds: dict[str, str] = {}
-    with benchmark_host() as host:
+    ours, theirs = _Asked(), _Asked()
+    rounds = setting.repeats(3)
+    prompts = [setting.corpus.prompt(300 + number, PROMPT_TOKENS) for number in range(rounds + 1)]
+    with benchmark_host() as host, ExitStack() as peer:
         host.load(setting.model, MODEL_ID, n_ctx=N_CTX, n_cells=N_CTX, n_seq_max=1, tier="disk")
-        for number in range(setting.repeats(3)):
-            setting.say(f"round {number + 1}")
-            prompts = [setting.corpus.prompt(300 + 2 * number + which, PROMPT_TOKENS) for which in (0, 1)]
-            _host_round(host, prompts, ours, kinds)
-            if setting.llama_server is not None:
-                _server_round(setting, prompts, theirs)
-    return _figures(ours, theirs, kinds)
+        ours.ask(COLD, _warmed_up(host.model(MODEL_ID)), prompts[0])
+        server = None
+        if setting.llama_server is not None:
+            server = _fresh_server(setting, peer)
+            theirs.ask(COLD, server, prompts[0])
+        for number, (older, newer) in enumerate(itertools.pairwise(prompts)):
+            setting.say(f"round {number + 1} of {rounds}")
+            _host_round(host, older, newer, ours)
+            if server is not None:
+                _conversations(server, older, newer, theirs)
+                server = _fresh_server(setting, peer)
+                theirs.ask(RESTART, server, newer)
+    return _figures(ours, theirs)
 
 
-def _conversations(system: System, prompts: Sequence[Sequence[int]], samples: Samples, kinds: dict[str, str]) -> None:
-    """Cold, repeats, and two conversations that take turns in one slot."""
-    first, second = prompts
+class _Asked:
+    """Times to first token by what was asked, and how the cache was hit the last time.
 
-    def ask(name: str, prompt: Sequence[int]) -> None:
+    Attributes:
+        ttft_ms: samples by name. kinds: by name; empty strings for a peer.
+    """
+
+    def __init__(self) -> None:
+        self.ttft_ms: dict[str, list[float]] = defaultdict(list)
+        self.kinds: dict[str, str] = {}
+
+    def ask(self, name: str, system: System, prompt: Sequence[int]) -> None:
+        """One request and one token."""
         timing = system.stream(prompt, 1)
-        samples[name].append(timing.ttft_ms)
-        kinds[name] = timing.kind
+        self.ttft_ms[name].append(timing.ttft_ms)
+        self.kinds[name] = timing.kind
         think()
 
-    ask(COLD, first)
+
+def _conversations(system: System, older: Sequence[int], newer: Sequence[int], asked: _Asked) -> None:
+    """A new prompt, repeats of it, and two conversations that take turns in one slot."""
+    asked.ask(COLD, system, newer)
     for _ in range(3):
-        ask(REPEAT, first)
-    ask(COLD, second)
+        asked.ask(REPEAT, system, newer)
     for _ in range(3):
-        ask(SWAP, first)
-        ask(SWAP, second)
+        asked.ask(SWAP, system, older)
+        asked.ask(SWAP, system, newer)
 
 
-def _host_round(host: BenchmarkHost, prompts: Sequence[Sequence[int]], samples: Samples, kinds: dict[str, str]) -> None:
-    _conversations(host.model(MODEL_ID), prompts, samples, kinds)
+def _host_round(host: BenchmarkHost, older: Sequence[int], newer: Sequence[int], asked: _Asked) -> None:
+    _conversations(host.model(MODEL_ID), older, newer, asked)
     _kill_worker(host)
-    _ask_after(KILL, host.model(MODEL_ID), prompts[0], samples, kinds)
+    asked.ask(KILL, _warmed_up(host.model(MODEL_ID)), newer)
     host.restart()
-    _ask_after(RESTART, host.model(MODEL_ID), prompts[0], samples, kinds)
-
-
-def _ask_after(name: str, model: HostModel, prompt: Sequence[int], samples: Samples, kinds: dict[str, str]) -> None:
-    """Host and model are up: the clock is about the prompt, not about the load (recovery.py times that)."""
-    model.stream([1, 2, 3], 1)
-    think()
-    timing = model.stream(prompt, 1)
-    samples[name].append(timing.ttft_ms)
-    kinds[name] = timing.kind
+    asked.ask(RESTART, _warmed_up(host.model(MODEL_ID)), newer)
 
 
 def _kill_worker(host: BenchmarkHost) -> None:
@@ -97,35 +108,33 @@ def _kill_worker(host: BenchmarkHost) -> None:
         time.sleep(0.02)
 
 
-def _server_round(setting: Setting, prompts: Sequence[Sequence[int]], samples: Samples) -> None:
+def _fresh_server(setting: Setting, peer: ExitStack) -> LlamaServer:
+    """End the server that `peer` holds, if any, and start another, which ends with `peer`."""
     assert setting.llama_server is not None
-    kinds: dict[str, str] = {}
-    with llama_server(setting.llama_server, setting.model, N_CTX) as server:
-        _warm_up(server)
-        _conversations(server, prompts, samples, kinds)
-    with llama_server(setting.llama_server, setting.model, N_CTX) as server:
-        _warm_up(server)
-        samples[RESTART].append(server.stream(prompts[0], 1).ttft_ms)
+    peer.close()
+    return _warmed_up(peer.enter_context(llama_server(setting.llama_server, setting.model, N_CTX)))
 
 
-def _warm_up(server: LlamaServer) -> None:
-    """The first decode of a process pays for page faults; neither side is charged for it."""
-    server.stream([1, 2, 3], 1)
+def _warmed_up(system: _System) -> _System:
+    """The first decode of a process pays for page faults, and for its load (recovery.py times that): neither side is charged."""
+    system.stream([1, 2, 3], 1)
     think()
+    return system
 
 
-def _figures(ours: Samples, theirs: Samples, kinds: dict[str, str]) -> list[Figure]:
-    cold = median(ours[COLD])
+def _figures(ours: _Asked, theirs: _Asked) -> list[Figure]:
+    cold = median(ours.ttft_ms[COLD])
     figures = []
     for name in (COLD, REPEAT, SWAP, KILL, RESTART):
-        reference = median(theirs[name]) if theirs.get(name) else None
-        samples = {"host": ours[name], LlamaServer.name: theirs.get(name, [])}
-        value = median(ours[name])
+        value = median(ours.ttft_ms[name])
+        there = theirs.ttft_ms[name]
+        reference = median(there) if there else None
+        samples = {"host": ours.ttft_ms[name], LlamaServer.name: there}
         peer = "" if name == KILL else LlamaServer.name
-        kind = "" if name == COLD else kinds[name]  # a cold prompt may share its first few tokens with a live one
+        kind = "" if name == COLD else ours.kinds[name]  # a cold prompt may share its first few tokens with a live one
         figures.append(Figure(PART, name, value, "ms", peer, reference, TARGETS.get(name), kind, samples=samples))
     figures += [
-        Figure(PART, f"{name}, against cold", median(ours[name]), "ms", "host, cold", cold)
+        Figure(PART, f"{name}, against cold", median(ours.ttft_ms[name]), "ms", "host, cold", cold)
         for name in (REPEAT, SWAP, KILL, RESTART)
     ]
     return figures

@@ -1,11 +1,11 @@
 """The text generator and the burst runner of the benchmarks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from benchmarks.systems import Timing, aggregate_tokens_per_s, burst
+from benchmarks.systems import Timing, aggregate_tokens_per_s, burst, never, streaming
 from benchmarks.text import Corpus, prose
 
 
@@ -31,7 +31,7 @@ class _Echo:
 
     name = "echo"
 
-    def stream(self, prompt: Sequence[int], num_tokens: int) -> Timing:
+    def stream(self, prompt: Sequence[int], num_tokens: int, is_enough: Callable[[], bool] = never) -> Timing:
         if prompt[0] < 0:
             raise OSError("gone")
         return Timing(called_at_s=1.0, arrivals_ms=(float(prompt[0]), 9.0), total_ms=9.0, num_tokens=num_tokens)
@@ -58,3 +58,27 @@ def test_timings_tell_rates_and_moments() -> None:
 def test_a_failed_request_fails_the_burst() -> None:
     with pytest.raises(OSError, match="gone"):
         burst(_Echo(), [[1], [-1]], 5)
+
+
+class _Endless:
+    """A system whose streams go on until they are cut off."""
+
+    name = "endless"
+
+    def stream(self, prompt: Sequence[int], num_tokens: int, is_enough: Callable[[], bool] = never) -> Timing:
+        sent = 0
+        while not is_enough():
+            sent += 1
+        return Timing(called_at_s=0.0, arrivals_ms=(), total_ms=0.0, num_tokens=sent)
+
+
+def test_streams_run_during_the_block_and_are_cut_off_at_its_end() -> None:
+    with streaming(_Endless(), [[1], [2]], 5) as timings:
+        assert not timings
+    assert len(timings) == 2
+    assert all(timing.num_tokens > 0 for timing in timings)
+
+
+def test_a_stream_that_fails_fails_the_block() -> None:
+    with pytest.raises(OSError, match="gone"), streaming(_Echo(), [[-1]], 5):
+        pass

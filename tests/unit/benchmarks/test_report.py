@@ -23,6 +23,7 @@ def _run(**changes: object) -> Run:
         "model": {"model": "small.gguf"},
         "versions": {"python": "3.11"},
         "parts": {"warmth": "Warm prompts.", "agents": "Agents.", "idle": "Rest."},
+        "durations_s": {"warmth": 60.0, "agents": 20.0, "idle": 10.0},
         "figures": FIGURES,
         "failures": {},
         "bounds": {"after another": "The copy of 47 MB."},
