@@ -181,9 +181,7 @@ BY_CODE: dict[str, type[ErllamaError]] = {cls.__name__: cls for cls in _leaves(E
 def from_wire(code: str, message: str, details: dict[str, Any] | None = None) -> ErllamaError:
     """The error a peer reported. A code of a newer version becomes InternalError, with the code kept in details."""
     cls = BY_CODE.get(code)
-    if cls is None:
-        return InternalError(message, **{**(details or {}), "unknown_code": code})
-    error = cls(message)
-    error.details.update(details or {})
+    error = cls(message) if cls is not None else InternalError(message, unknown_code=code)
+    error.details.update(details or {})  # not as keywords: a peer may have a detail of any name, "message" too
     error._settle()
     return error

@@ -67,7 +67,10 @@ def decode_envelope(frame: bytes) -> Envelope:
         raise InvalidRequest(f"envelope of {len(frame)} bytes; at most {MAX_ENVELOPE_BYTES} are allowed")
     try:
         envelope = _envelope_decoder.decode(frame)
-    except msgspec.DecodeError as error:
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+    ) as error:  # msgspec leaves text that is not UTF-8 to Python's own error
         raise InvalidRequest(f"the first frame is not an envelope: {error}") from error
     if envelope.version != PROTOCOL_VERSION:
         raise ProtocolMismatch(

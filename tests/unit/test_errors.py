@@ -25,6 +25,12 @@ def test_a_code_of_a_newer_host_is_kept() -> None:
     assert error.details["unknown_code"] == "SolarFlare"
 
 
+@pytest.mark.parametrize("code", ["Timeout", "SolarFlare"])
+def test_details_may_have_any_name(code: str) -> None:
+    details = {"message": 1, "self": 2, "code": 3}
+    assert errors.from_wire(code, "what happened", details).details.items() >= details.items()
+
+
 def test_retry_after_is_a_number_or_none() -> None:
     assert errors.QueueFull("full", retry_after_s=2).retry_after_s == 2.0
     assert errors.QueueFull("full").retry_after_s is None

@@ -35,6 +35,12 @@ def test_another_version_says_which_is_spoken() -> None:
         decode_envelope(encode_envelope(Envelope(2, "hello", "r")))
 
 
+@pytest.mark.parametrize("frame", [b"\x93\x01\xa1\xff\xa1r", b"\x94\x01\xa1k\xa1r\xa1\xff", b"\x91" * 900])
+def test_text_that_is_not_utf_8_and_nesting_are_clear_errors_too(frame: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="not an envelope"):
+        decode_envelope(frame)
+
+
 @given(st.binary(max_size=200))
 def test_any_first_frame_is_an_envelope_or_a_clear_error(frame: bytes) -> None:
     try:
