@@ -58,6 +58,10 @@ class LiveSequence:
         """Whether everything it holds can be had from the store again."""
         return self.saved_end == len(self.tokens)
 
+    def distrust(self) -> None:
+        """Take nothing of it for stored: the next save offers it from its beginning, and only what is missing is packed."""
+        self.saved_end = self.chain_end = self.asked_end = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Match:

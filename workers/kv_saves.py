@@ -4,12 +4,13 @@ A *job* is some segments of one sequence, parents first. It asks for room, which
 the answer is there. A job is void once its sequence's cells changed otherwise than by growing.
 
 Where state cannot be packed later (a snapshot of recurrent state, a window that moves on), the job *pauses* its sequence: it stays
-out of ticks until its bytes are taken, about a millisecond for every block.
+out of ticks until its bytes are taken, about a millisecond for every block. Such a job gives up soon. One that pauses nobody is
+patient: a busy machine may take a second to answer, and what was refused goes with the worker if that dies.
 """
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from erllama_host.kv.reuse import Refusal
@@ -24,8 +25,15 @@ from workers.sequence import CacheTally
 
 MAX_PIECES_PER_JOB = 4
 """Fresh shared memory costs about 0.5 ms a MB before it is handed out, so a long row is asked for in parts."""
+PATIENCE_S = 5.0
+"""How long a job that pauses nobody waits for its room."""
 RETRY_S = 2.0
-"""After a refusal (daemon away, tier full) a running sequence is not offered again before this."""
+"""After a refusal that passes (daemon away, recovering) a sequence is not offered again before this."""
+FULL_RETRY_S = 30.0
+"""The same after one that lasts: a tier is not less full two seconds later."""
+_PASSING = frozenset({Refusal.DAEMON_AWAY, Refusal.RECOVERING, Refusal.NO_PARENT})
+
+Clock = Callable[[], float]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,12 +54,13 @@ class _Job:
 class Saver:
     """See the module docstring."""
 
-    def __init__(self, pool: Pool, store: KvStore, counters: Counters, *, snapshots: bool) -> None:
-        """`snapshots`: only a snapshot makes a point of this model's rows usable."""
+    def __init__(self, pool: Pool, store: KvStore, counters: Counters, clock: Clock, *, snapshots: bool) -> None:
+        """`snapshots`: only a snapshot makes a point of this model's rows usable. `clock`: paces what is offered again."""
         self._backend = pool.backend
         self._store = store
         self._snapshots = snapshots
         self._counters = counters
+        self._clock = clock
         self._jobs: list[_Job] = []
         self._block_bytes: dict[int, int] = {}
 
@@ -65,8 +74,8 @@ class Saver:
         return live.saves_open > 0 and any(job.pauses and job.live is live for job in self._jobs)
 
     def may_ask(self, live: LiveSequence) -> bool:
-        """Whether it makes sense to begin a job for a running sequence now."""
-        return not live.unsaveable and (not live.no_save_before or time.monotonic() >= live.no_save_before)
+        """Whether it makes sense to begin a job now for a sequence that was refused before."""
+        return not live.unsaveable and (not live.no_save_before or self._clock() >= live.no_save_before)
 
     def begin(self, live: LiveSequence, pieces: list[Piece], tally: CacheTally | None, *, pauses: bool = False) -> None:
         """Ask for room for `pieces`, parents first."""
@@ -74,7 +83,8 @@ class Saver:
         for first in range(0, len(specs), MAX_PIECES_PER_JOB):
             some = specs[first : first + MAX_PIECES_PER_JOB]
             chosen = pieces[first : first + len(some)]
-            self._open(_Job(live, live.incarnation, chosen, self._store.reserve(some), tally, pauses))
+            pending = self._store.reserve(some, None if pauses else PATIENCE_S)
+            self._open(_Job(live, live.incarnation, chosen, pending, tally, pauses))
 
     def advance(self, max_packs: int) -> bool:
         """Pack up to `max_packs` segments of jobs whose room is there. Returns whether anything moved."""
@@ -91,8 +101,9 @@ class Saver:
         """Wait for the room of all open jobs and pack all of it: before a context goes, or a process."""
         for job in list(self._jobs):
             if time.monotonic() >= deadline_s:
-                break  # it stays open, so that whatever room it still gets is given back
-            self._work(job, job.pending.wait(), len(job.pieces))
+                break
+            if job.pending.wait_until(deadline_s):  # else it stays open, and gives back whatever room it still gets
+                self._work(job, job.pending.result(), len(job.pieces))
 
     def save_now(self, live: LiveSequence, pieces: list[Piece], timeout_s: float) -> None:
         """Reserve, pack and hand over at once; blocks up to `timeout_s` for the daemon."""
@@ -204,7 +215,9 @@ class Saver:
         self._counters[f"saves_refused_{reason.value}"] += 1
         live = job.live
         live.asked_end = min(live.asked_end, piece.meta.start)
-        live.no_save_before = time.monotonic() + RETRY_S
+        if reason is Refusal.NO_PARENT:
+            live.distrust()  # the store has let go of what it had of this row
+        live.no_save_before = self._clock() + (RETRY_S if reason in _PASSING else FULL_RETRY_S)
 
 
 def _hangs_in_the_air(live: LiveSequence, piece: Piece) -> bool:

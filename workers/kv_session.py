@@ -1,8 +1,9 @@
 """The engine's side of the KV cache: what is looked up, restored and saved when, and by which policy. Engine thread only.
 
 Saves happen while a request runs (blocks as they complete), at the end of a prompt (logits; a snapshot where state cannot be cut),
-at its end (the tail), and synchronously before cells go (rescue, evict, shutdown). Gates: the model must have passed its
-self-check, the policy must be on, rows shorter than `min_tokens` are not worth a file, and prompts outside
+at its end (the tail), and synchronously before cells go (rescue, evict, shutdown). A finished row that the store did not take
+(daemon away or slow, tier full) is offered again until it does, so that it does not go with the worker. Gates: the model must have
+passed its self-check, the policy must be on, rows shorter than `min_tokens` are not worth a file, and prompts outside
 `[cold_min_tokens, cold_max_tokens]` are not saved while they are prefilled.
 """
 
@@ -19,7 +20,7 @@ from workers.cells import LiveSequence
 from workers.counters import Counters
 from workers.kv_keys import Piece, RowKeys
 from workers.kv_restore import Restorer, query_for
-from workers.kv_saves import Saver
+from workers.kv_saves import RETRY_S, Clock, Saver
 from workers.kv_store import KvStore
 from workers.kv_types import LookupQuery, LookupResult, Pending
 from workers.pool import Pool
@@ -30,6 +31,8 @@ PACKS_QUIET = 16
 RESCUE_TIMEOUT_S = 0.25
 MAX_SNAPSHOTS_PER_PROMPT = 8
 """A snapshot at every block end of a long prompt would cost more than it saves."""
+OFFER_S = 2.0
+"""How often finished rows that are not stored are looked for. More often would only ask a daemon that is not there yet."""
 ALMOST_ALL_TOKENS = 8
 """With so few tokens missing, a lookup takes longer than computing them."""
 
@@ -39,8 +42,9 @@ class KvSession:
 
     def __init__(
         self, pool: Pool, store: KvStore | None, namespace: bytes, config: ModelConfig, cache: CacheConfig,
-        counters: Counters,
+        counters: Counters, clock: Clock,
     ) -> None:  # fmt: skip
+        self._clock = clock
         self._pool = pool
         self._backend = pool.backend
         self._namespace = namespace
@@ -49,10 +53,13 @@ class KvSession:
         self.store = store
         self._snapshots = self._backend.kv_mode is KvMode.SNAPSHOTS
         self._restorer = Restorer(pool, store, counters) if store is not None else None
-        self._saver = Saver(pool, store, counters, snapshots=self._snapshots) if store is not None else None
-        # Blocks of a moving window may be incomplete later, and pack() cannot always see it.
-        self._pack_at_once = self._snapshots or self._backend.kv_shape.swa_mode == "window"
+        self._saver = Saver(pool, store, counters, clock, snapshots=self._snapshots) if store is not None else None
+        # Once its sequence goes on, a block of a moving window cannot be packed any more.
+        self._window_moves = self._backend.kv_shape.swa_mode == "window"
+        self._pack_at_once = self._snapshots or self._window_moves
         self._rows: dict[str, RowKeys] = {}
+        self._next_offer = 0.0
+        self._num_unpublished = 0
         pool.set_rescue(self.rescue)
 
     # --- gates --------------------------------------------------------------------------------------------------------
@@ -237,7 +244,8 @@ class KvSession:
         if live.saved_end < length and self._saver is not None and not live.unsaveable:
             pieces = self._rest(keys, live, SaveReason.FINISH, request.num_prompt)
             live.asked_end = keys.floor(length)
-            self._saver.begin(live, pieces, request.cache)
+            # The row is at rest. Whoever goes on with it shares it (snapshots), or waits so that its window does not move.
+            self._saver.begin(live, pieces, request.cache, pauses=self._window_moves)
         return keys.key(length)
 
     def _rest(self, keys: RowKeys, live: LiveSequence, reason: SaveReason, reply_start: int | None) -> list[Piece]:
@@ -263,13 +271,17 @@ class KvSession:
         deadline = time.monotonic() + timeout_s
         if live.saves_open:
             self._saver.complete(deadline)
-        if live.is_saved or live.unsaveable:
+        if live.is_saved or live.unsaveable or live.saves_open:
             return
+        pieces = self._unsaved(live, reason)
+        self._saver.save_now(live, pieces, deadline - time.monotonic())
+
+    def _unsaved(self, live: LiveSequence, reason: SaveReason) -> list[Piece]:
+        """All of a sequence that is not stored, whoever computed it."""
         packed = packed_row(live.tokens)
         keys = RowKeys(live.space, self._namespace, self._cache.block_tokens, self._backend.cuttable, packed)
-        live.asked_end = min(live.asked_end, keys.floor(live.saved_end))
-        left = deadline - time.monotonic()
-        self._saver.save_now(live, self._rest(keys, live, reason, None), left)
+        live.asked_end = min(live.asked_end, keys.floor(min(live.saved_end, live.chain_end)))
+        return self._rest(keys, live, reason, None)
 
     def save_all(self, timeout_s: float, reason: SaveReason) -> tuple[int, bool]:
         """Save everything live and wait until it is published, `timeout_s` at most.
@@ -295,7 +307,29 @@ class KvSession:
         if self._saver is None or self._restorer is None:
             return False
         self._restorer.sweep()
-        return self._saver.advance(PACKS_STREAMING if streaming else PACKS_QUIET)
+        moved = self._saver.advance(PACKS_STREAMING if streaming else PACKS_QUIET)
+        if self._saver.is_busy or self._clock() < self._next_offer:
+            return moved
+        return self._offer_again(self._saver) or moved
+
+    def _offer_again(self, saver: Saver) -> bool:
+        """Begin the save of one finished row that is not stored. The next has its turn when no save is open any more."""
+        assert self.store is not None
+        now = self._clock()
+        if self.store.num_unpublished != self._num_unpublished:
+            self._num_unpublished = self.store.num_unpublished
+            for live in self._pool.cells:
+                live.distrust()
+        for live in reversed(self._pool.cells.idle()) if self.store.connected else ():
+            if live.is_saved or not saver.may_ask(live) or not self.is_usable(live) or self.gate(len(live.tokens)):
+                continue
+            pieces = self._unsaved(live, SaveReason.FINISH)
+            live.asked_end = len(live.tokens) - len(live.tokens) % self._cache.block_tokens
+            live.no_save_before = now + RETRY_S  # whatever becomes of it, it does not come round again at once
+            saver.begin(live, pieces, None, pauses=self._window_moves)
+            return True
+        self._next_offer = now + OFFER_S
+        return False
 
     @property
     def waiting(self) -> bool:

@@ -58,10 +58,14 @@ class Pending(Generic[T]):
         assert self._ready.is_set(), "result() before done()"
         return self._value  # type: ignore[return-value]  # set before _ready
 
+    def wait_until(self, until_s: float) -> bool:
+        """Block until the value, the deadline or `until_s`, whichever comes first: for synchronous saves. Returns `done()`."""
+        self._ready.wait(max(0.0, min(until_s, self.deadline_s) - time.monotonic()))
+        return self.done()
+
     def wait(self) -> T:
         """Block until the value or the deadline: for synchronous saves and tests, never in a tick."""
-        self._ready.wait(max(0.0, self.deadline_s - time.monotonic()))
-        if not self.done():  # the wait may return a hair early
+        if not self.wait_until(self.deadline_s):  # the wait may return a hair early
             self.resolve(self._fallback())
         return self.result()
 

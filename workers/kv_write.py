@@ -20,6 +20,8 @@ from workers.kv_types import AlreadyThere, Pending, Refused, ReserveOutcome, Seg
 
 BATCH = 16
 """Segments that are checked and announced in one message."""
+UNPUBLISHED = ("saves_dropped", "saves_lost", "saves_unconfirmed")
+"""Counters of packed segments that may not be in the store: no daemon, a reservation taken back, no answer after the link."""
 
 
 @dataclass(slots=True, eq=False)

@@ -9,8 +9,10 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erllama_host.kv.reuse import Refusal
+from cache_daemon.prefix_index import Prompt
+from erllama_host.kv.reuse import Refusal, Reuse
 from erllama_host.protocol import calls as c
+from erllama_host.protocol.inference import pack_tokens
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
 from workers.commands import CancelRequest, EngineCall, Finished, Hold
@@ -46,7 +48,11 @@ tick = st.tuples(st.just("tick"), st.integers(1, 12))
 mishap = st.one_of(
     st.tuples(st.just("cancel"), st.integers(0, 20)),
     st.tuples(st.just("hold"), st.integers(0, 20), st.booleans()),
-    st.tuples(st.just("store"), st.sampled_from(["manual", "deliver", "away", "racing", "refuse", "fine"])),
+    st.tuples(
+        st.just("store"),
+        st.sampled_from(["manual", "deliver", "away", "slow", "losing", "racing", "full", "fine", "fine"]),
+    ),
+    st.tuples(st.just("wait"), st.sampled_from([1.0, 40.0])),
     st.tuples(st.just("session"), st.sampled_from(["fork", "end"])),
     st.tuples(st.just("evict")),
 )
@@ -59,7 +65,8 @@ def set_store(store, state):
         store.deliver()
         return
     store.manual, store.away, store.racing = state == "manual", state == "away", state == "racing"
-    store.refuse = Refusal.NO_BUDGET if state == "refuse" else None
+    store.losing, store.slow_s = state == "losing", 1.0 if state == "slow" else 0.0
+    store.refuse = Refusal.NO_BUDGET if state == "full" else None
     if state == "fine":
         store.deliver()
 
@@ -78,6 +85,8 @@ def carry_out(harness, store, step, number):
                 harness.post(Hold(ref, held))
         case ("tick", count):
             harness.tick(count)
+        case ("wait", seconds):
+            harness.clock.now += seconds
         case ("evict",):
             harness.post(EngineCall(10_000 + number, "evict", c.Evict(timeout_s=0.0)))
         case ("session", "fork"):
@@ -94,6 +103,21 @@ def check_answers(harness, kind):
             expected = truth(kind, int(report.ref.split("/")[0]))
             assert report.generated == expected[: len(report.generated)], report.ref
             assert tuple(harness.ids(report.ref)) == report.generated
+
+
+def check_nothing_is_unsaved(harness, store, kind):
+    """Once the store takes everything again, it has every finished row, whatever happened to the saves before."""
+    for _ in range(3):
+        harness.clock.now += 40.0
+        harness.settle()
+    reuse = Reuse.CUT if kind == "attention" else Reuse.STATE
+    for live in harness.core.pool.cells:
+        if live.unsaveable or harness.core.kv.gate(len(live.tokens)):
+            continue
+        chain = live.space.chain(BLOCK)
+        chain.extend(longer := pack_tokens([*live.tokens, 0]))
+        match = store.index.match(Prompt(live.space.root, tuple(chain.block_keys), longer, chain.key(), reuse))
+        assert match.hit_len >= len(live.tokens) == live.saved_end
 
 
 @settings(max_examples=30, deadline=None)
@@ -125,5 +149,6 @@ def test_every_answer_is_right_and_nothing_is_left_behind(steps, kind, n_cells, 
     submitted = [f"{step[1]}/{number}" for number, step in enumerate(steps) if step[0] == "submit"]
     assert all(harness.end_of(ref) for ref in submitted), "every request ends"
     assert harness.drift() == []
+    check_nothing_is_unsaved(harness, store, kind)
     assert store.num_leases == store.num_open == 0 and not harness.core.kv.waiting
     assert all(live.owner is None and not live.saves_open for live in harness.core.pool.cells)

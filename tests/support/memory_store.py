@@ -1,13 +1,14 @@
 """A cache client without a daemon: real matching over segments kept in memory, and mishaps on request.
 
-`manual`: answers come only when the test calls `deliver`. `away`: nobody answers. `refuse`: no room. `racing`: every segment read
-turns out to be overwritten. `num_leases` and `num_open` must be 0 once nothing is going on.
+`manual`: answers come only when the test calls `deliver`. `away`: nobody answers. `slow_s`: every answer takes so long, in a time
+that is not waited for: one that comes after its call's deadline is too late. `refuse`: no room. `losing`: what is published is
+lost. `racing`: every segment read turns out to be overwritten. `num_leases` and `num_open` must be 0 once nothing is going on.
 """
 
 import ctypes
 import time
 
-from cache_daemon.prefix_index import PrefixIndex, Prompt
+from cache_daemon.prefix_index import PrefixIndex, Prompt, depends_on_parent
 from erllama_host.kv.reuse import MissReason, Refusal
 from erllama_host.kv.segment import SegmentKind
 from workers.kv_types import AlreadyThere, LookupResult, Pending, Refused
@@ -51,8 +52,11 @@ class MemoryStore:
         self.stored = {}
         self.writing = set()
         self.manual = self.away = self.racing = self.closed = False
+        self.losing = False
+        self.slow_s = 0.0
         self.refuse = None
         self.num_leases = self.num_open = self.num_reads = self.num_lookups = 0
+        self.num_reserved = self.num_unpublished = 0
         self.queries = []
         self._undelivered = []
         self.wake = lambda: None
@@ -101,6 +105,7 @@ class MemoryStore:
         return self._later(timeout_s, refused, lambda: [self._reserve(spec) for spec in specs])
 
     def _reserve(self, spec):
+        self.num_reserved += 1
         identity = (spec.meta.key, spec.meta.kind)
         if identity in self.stored:
             self.stored[identity].pinned |= spec.meta.reason.name == "PREFIX"
@@ -109,6 +114,9 @@ class MemoryStore:
             return Refused(*identity, Refusal.BEING_WRITTEN)
         if self.refuse is not None:
             return Refused(*identity, self.refuse)
+        parent = (spec.meta.parent, SegmentKind.BLOCK)
+        if depends_on_parent(spec.meta) and parent not in self.stored and parent not in self.writing:
+            return Refused(*identity, Refusal.NO_PARENT)
         self.writing.add(identity)
         self.num_open += 1
         return _Room(_Stored(spec.meta, spec.capacity_bytes), spec.capacity_bytes)
@@ -119,15 +127,20 @@ class MemoryStore:
         room.stored.pinned = room.meta.reason.name == "PREFIX"
         self.writing.discard(identity)
         self.num_open -= 1
+        if self.losing:
+            self.num_unpublished += 1
+            return
         self.stored[identity] = room.stored
         self.index.add(room.meta)
+
+    def evict(self, identity):
+        """Forget a segment, as a full tier would."""
+        del self.stored[identity]
+        self.index.remove(identity)
 
     def abort(self, room):
         self.writing.discard((room.meta.key, room.meta.kind))
         self.num_open -= 1
-
-    def is_publishing(self, key):
-        return False
 
     def flush(self, deadline_s):
         return not self.away
@@ -149,7 +162,10 @@ class MemoryStore:
         pending = Pending(time.monotonic() + (0.0 if self.away else wait_s), fallback)
         if self.away:
             return pending
-        if self.manual:
+        if self.slow_s > wait_s:
+            pending.resolve(fallback())
+            self._undo(answer())
+        elif self.manual:
             self._undelivered.append((pending, answer))
         else:
             pending.resolve(answer())

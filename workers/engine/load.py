@@ -72,7 +72,7 @@ def load(
         pool=pool,
         adapters=AdapterTable(backend),
         namespace=namespace,
-        kv=KvSession(pool, store, namespace.root, config, cache, counters),
+        kv=KvSession(pool, store, namespace.root, config, cache, counters, clock),
         mailbox=mailbox,
         make_text=make_text,
         clock=clock,
