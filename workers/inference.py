@@ -1,13 +1,13 @@
 """Streams as the service serves them: from an `infer` message to the engine, from the engine's reports to the client.
 
-Service thread only. Slow preparation (templates, long texts) runs in the background; until its result is back the stream is
-`opening`: it can be cancelled, resumed and can expire like any other.
+Service thread only. Slow preparation (grammars, templates, long texts) runs in the background; until its result is back the
+stream is `opening`: it can be cancelled, resumed and can expire like any other.
 """
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from erllama_host.config.model import ModelConfig
 from erllama_host.errors import ErllamaError, InvalidRequest, NotSupported
@@ -30,7 +30,7 @@ from workers.calls import INLINE_BYTES
 from workers.commands import Admitted, Failed, Finished, Generated, Submit
 from workers.model import LoadedModel
 from workers.outbox import error_body
-from workers.streams import Effect, Streams
+from workers.streams import Effect, Stream, Streams
 
 MAX_GRANT = 1 << 20
 CANCEL_REASONS = frozenset({"client", "deadline"})
@@ -75,7 +75,7 @@ class Inference:
     ) -> None:
         """
         Args:
-            background: the thread for `templates` or `texts`.
+            background: the thread for `grammars`, `templates` or `texts`.
             carry_out: sends messages and posts commands.
         """
         self._model = model
@@ -114,12 +114,19 @@ class Inference:
             raise NotSupported("this is an embedding model: it does not generate; use embed")
         if self._streams.num_active >= self._max_active:
             raise self._pace.queue_full(self._streams.num_active, self._num_slots)
-        deadline = deadline_of(envelope, now)
         start = len(request.resume.delivered) // TOKEN_BYTES if request.resume is not None else 0
         self._streams.open(
-            ref, peer, now, credit=request.credit, attempt=request.attempt, start=start, deadline=deadline
+            ref,
+            peer,
+            now,
+            credit=request.credit,
+            attempt=request.attempt,
+            start=start,
+            deadline=deadline_of(envelope, now),
         )
-        self._prepare(ref, request, now, deadline)
+        stream = self._streams.find(ref)
+        assert stream is not None
+        self._try(stream, now, lambda: self._prepare(stream, request))
 
     def resume(self, envelope: Envelope, body: Resume, now: float) -> None:
         """Send a stream again from an index."""
@@ -192,60 +199,76 @@ class Inference:
         """Cancel what has not reached the engine yet; the rest it ends itself when it is parked."""
         self._carry_out(self._streams.end_opening(reason))
 
-    # ---- inside --------------------------------------------------------------------------------------------------
+    # ---- on the way to the engine --------------------------------------------------------------------------------
 
-    def _prepare(self, ref: str, request: Infer, now: float, deadline: float | None) -> None:
+    def _prepare(self, stream: Stream, request: Infer) -> None:
+        """See that the request can be sampled, then get its prompt. Reading a grammar may take a second: not here."""
+        params = request.params
+        if params.grammar or params.json_schema:
+            self._in_background(
+                "grammars",
+                stream,
+                lambda: self._model.check_sampling(params),
+                lambda _: self._make_prompt(stream, request),
+            )
+        else:
+            self._model.check_sampling(params)
+            self._make_prompt(stream, request)
+
+    def _make_prompt(self, stream: Stream, request: Infer) -> None:
         """Get the prompt's ids, here or in the background, then go on with `_submit`."""
         vocabulary, n_ctx = self._model.vocabulary, self._model.limits.n_ctx
 
-        def then(prompt: list[int] | None, error: ErllamaError | None) -> None:
-            self._submit(ref, request, prompt, error, now, deadline)
+        def submit(prompt: list[int]) -> None:
+            self._submit(stream, request, prompt)
 
-        try:
-            if request.chat is not None:
-                chat = request.chat
-                self._background("templates").run(lambda: self._chat.prompt(chat), then)
-            elif request.text is not None and len(request.text) > INLINE_BYTES:
-                self._background("texts").run(lambda: text_prompt(request, vocabulary, n_ctx), then)
+        if request.chat is not None:
+            chat = request.chat
+            self._in_background("templates", stream, lambda: self._chat.prompt(chat), submit)
+        elif request.text is not None and len(request.text) > INLINE_BYTES:
+            self._in_background("texts", stream, lambda: text_prompt(request, vocabulary, n_ctx), submit)
+        else:
+            submit(text_prompt(request, vocabulary, n_ctx))
+
+    def _in_background(self, thread: str, stream: Stream, job: Callable[[], Any], go_on: Callable[[Any], None]) -> None:
+        """Run `job` in that thread, then `go_on` with its result here, if the stream is still waiting for it."""
+
+        def then(result: Any, error: ErllamaError | None) -> None:
+            # Cancelled or expired meanwhile; and its ref may be another attempt's by now.
+            if not self._streams.is_active(stream.ref) or self._streams.find(stream.ref) is not stream:
+                return
+            now = time.monotonic()
+            if error is not None:
+                self._fail(stream.ref, error, now)
             else:
-                self._submit(ref, request, text_prompt(request, vocabulary, n_ctx), None, now, deadline)
-        except ErllamaError as error:
-            self._fail(ref, error, now)
+                self._try(stream, now, lambda: go_on(result))
 
-    def _submit(
-        self,
-        ref: str,
-        request: Infer,
-        prompt: list[int] | None,
-        error: ErllamaError | None,
-        arrived_at: float,
-        deadline: float | None,
-    ) -> None:
-        if not self._streams.is_active(ref):  # cancelled or expired meanwhile
-            return
-        now = time.monotonic()
-        if error is not None:
-            self._fail(ref, error, now)
-            return
-        assert prompt is not None
-        n_ctx = self._model.limits.n_ctx
+        self._background(thread).run(job, then)
+
+    def _try(self, stream: Stream, now: float, step: Callable[[], None]) -> None:
+        """Run a step; what it refuses ends the stream."""
         try:
-            submit = make_submit(
-                ref,
-                request,
-                prompt,
-                vocabulary=self._model.vocabulary,
-                n_ctx=n_ctx,
-                arrived_at=arrived_at,
-                deadline=deadline,
-            )
-        except ErllamaError as refusal:
-            self._fail(ref, refusal, now)
-            return
-        self._running[ref] = _Running(
-            request.chat is not None or request.attempt > 0, limited_by_context(request, submit, n_ctx), arrived_at
+            step()
+        except ErllamaError as error:
+            self._fail(stream.ref, error, now)
+
+    def _submit(self, stream: Stream, request: Infer, prompt: list[int]) -> None:
+        n_ctx = self._model.limits.n_ctx
+        submit = make_submit(
+            stream.ref,
+            request,
+            prompt,
+            vocabulary=self._model.vocabulary,
+            n_ctx=n_ctx,
+            arrived_at=stream.opened_at,
+            deadline=stream.deadline,
         )
-        self._carry_out([submit, *self._streams.accept(ref, self._accepted(submit))])
+        self._running[submit.ref] = _Running(
+            request.chat is not None or request.attempt > 0,
+            limited_by_context(request, submit, n_ctx),
+            submit.arrived_at,
+        )
+        self._carry_out([submit, *self._streams.accept(submit.ref, self._accepted(submit))])
 
     def _accepted(self, submit: Submit) -> Accepted:
         return Accepted(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from erllama_host.errors import ErllamaError
+from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Vocabulary
 from workers.backend.values import ContextLimits, Footprint, ModelFacts
 from workers.commands import Command, EngineSnapshot, Report
@@ -33,12 +34,14 @@ class LoadedModel:
     """A model that serves.
 
     Attributes:
+        check_sampling: see `Backend.check_sampling`.
         fingerprint: of the file, hex. tier: name of the tier its rows must reach. kv_mode, kv_reason: see ModelInfo.
         footprint: at load. load_ms: how long the load took.
     """
 
     engine: EnginePort
     vocabulary: Vocabulary
+    check_sampling: Callable[[SamplingParams], None]
     facts: ModelFacts
     limits: ContextLimits
     markers: Markers

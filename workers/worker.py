@@ -173,6 +173,7 @@ class Worker:
         return LoadedModel(
             engine=self._engine,
             vocabulary=backend.vocabulary,
+            check_sampling=backend.check_sampling,
             facts=ready.info,
             limits=backend.limits,
             markers=self._texts.markers,

@@ -21,7 +21,6 @@ from erllama_host.protocol.envelope import PROTOCOL_VERSION, Envelope, decode_en
 from erllama_host.protocol.inference import CacheReport, Part, Stats
 from erllama_host.protocol.kinds import EVENT_KINDS, LINK_KINDS, MODEL_KINDS
 from erllama_host.transport.sockets import dealer, router
-from workers.backend.stub.vocabulary import StubVocabulary
 from workers.backend.values import ContextLimits, Footprint
 from workers.commands import Answer, EngineCall, EngineSnapshot, Finished, Generated, Park, Submit
 from workers.dispatch import Dispatcher
@@ -159,6 +158,24 @@ class FakeController:
         self._context.term()
 
 
+def loaded_model(engine, backend, n_ctx=512):
+    """A stub as the service sees it, with `engine` behind it."""
+    return LoadedModel(
+        engine=engine,
+        vocabulary=backend.vocabulary,
+        check_sampling=backend.check_sampling,
+        facts=backend.info,
+        limits=ContextLimits(n_ctx, 2 * n_ctx, 2, 4, 64, 32, 64),
+        markers=Markers(),
+        footprint=Footprint(),
+        fingerprint="f" * 64,
+        tier="ram",
+        kv_mode="segments",
+        kv_reason="ok",
+        load_ms=1.0,
+    )
+
+
 class RunningService:
     """A service loop in a thread of this process, with a FakeEngine behind it and a FakeController before it."""
 
@@ -193,12 +210,7 @@ class RunningService:
     def load(self):
         from tests.support.backends import open_stub_backend
 
-        facts = open_stub_backend().info
-        limits = ContextLimits(self.n_ctx, 2 * self.n_ctx, 2, 4, 64, 32, 64)
-        model = LoadedModel(
-            self.engine, StubVocabulary(), facts, limits, Markers(), Footprint(), "f" * 64, "ram", "segments", "ok", 1.0
-        )
-        self.inbox.put(Loaded(model))
+        self.inbox.put(Loaded(loaded_model(self.engine, open_stub_backend(), self.n_ctx)))
         self.controller.expect("w.ready")
 
     def terminate(self):

@@ -146,13 +146,14 @@ class Constraint:
 
 
 class Constraints:
-    """Grammars of one model, the least recently used leaving first; the lock guards the table of machines."""
+    """Grammars of one model, the least recently used leaving first. One lock guards the machines, one the token table."""
 
     def __init__(self, make_table: Callable[[], TokenTable], schema_to_gbnf: Callable[[str], str]) -> None:
         """`make_table` is called once, when the first grammar is used."""
         self._make_table = make_table
         self._schema_to_gbnf = schema_to_gbnf
         self._table: TokenTable | None = None
+        self._table_lock = threading.Lock()
         self._lock = threading.Lock()
         self._shared: OrderedDict[_Source, _Shared] = OrderedDict()
 
@@ -165,6 +166,7 @@ class Constraints:
         source = _source_of(params)
         if source is not None:
             self._read(source)
+            self._token_table()
 
     def make(self, params: SamplingParams) -> Constraint | None:
         """A constraint at the grammar's beginning; None where `params` name no grammar.
@@ -175,9 +177,13 @@ class Constraints:
         source = _source_of(params)
         if source is None:
             return None
-        if self._table is None:
-            self._table = self._make_table()
-        return Constraint(self._read(source), self._table, source[0])
+        return Constraint(self._read(source), self._token_table(), source[0])
+
+    def _token_table(self) -> TokenTable:
+        with self._table_lock:
+            if self._table is None:
+                self._table = self._make_table()
+            return self._table
 
     def _read(self, source: _Source) -> _Shared:
         with self._lock:

@@ -255,12 +255,12 @@ class _Parser:
         if low > MAX_REPEATS or num_rules * repeats > MAX_REPEATS:
             raise self._error(f"repetitions make more than {MAX_REPEATS} rules")
         symbol = tuple(elements[start:])
+        self._count(len(symbol) * repeats)  # before they are written out: a long literal, often, is gigabytes
         del elements[start:]
         elements += symbol * low
         optional = self._optional(symbol, None if high is None else high - low)
         if optional is not None:
             elements.append(optional)
-        self._count(len(symbol) * repeats)
         return num_rules * repeats
 
     def _optional(self, symbol: Alternative, most: int | None) -> RuleRef | None:
@@ -311,7 +311,8 @@ class _Parser:
 
 def _check_left_recursion(grammar: Grammar) -> None:
     """A rule that begins with itself would be expanded for ever."""
-    begins_with = [list(_first_refs(alternatives, grammar)) for alternatives in grammar.rules]
+    empty = {number for number, alternatives in enumerate(grammar.rules) if () in alternatives}
+    begins_with = [list(dict.fromkeys(_first_refs(alternatives, empty))) for alternatives in grammar.rules]
     done: set[int] = set()
     for root in range(len(grammar.rules)):
         # Depth first, without recursion: a chain of rules may be thousands long.
@@ -333,14 +334,13 @@ def _check_left_recursion(grammar: Grammar) -> None:
                 pending.append(iter(begins_with[rule]))
 
 
-def _first_refs(alternatives: list[Alternative], grammar: Grammar) -> Iterator[int]:
-    """Rules that one of these may begin with. As in llama.cpp, only a rule with an empty alternative of its own
-    counts as
+def _first_refs(alternatives: list[Alternative], empty: set[int]) -> Iterator[int]:
+    """Rules that one of these may begin with. As in llama.cpp, only a rule with an empty alternative of its own counts as
     empty; recursion over other nothings is bounded where it is followed."""
     for elements in alternatives:
         for element in elements:
             if not isinstance(element, RuleRef):
                 break
             yield element.rule
-            if () not in grammar.rules[element.rule]:
+            if element.rule not in empty:
                 break

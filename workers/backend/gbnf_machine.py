@@ -5,32 +5,49 @@ through every way the grammar could go on, so that short grammars make it run fo
 that it accepts make it throw through ctypes, which ends the process. All models of a host would survive that, the
 model would not.
 
-A state is the set of ways to go on, each a stack of positions in the rules, plus the bytes of a character that is not
-complete yet. States that are equal are one object, and each remembers where each byte leads: a machine that is built
-as far as it is used. So a token that was seen in a state costs a dictionary look-up per byte.
+A state is the set of ways to go on, each a stack of places in the rules, plus the bytes of a character that is not complete
+yet. Equal stacks are one object, and so are equal states: neither copying nor comparing costs more for a deep stack. A state
+remembers where each byte leads: a machine is built as far as it is used. So a token that was seen in a state costs a
+dictionary look-up per byte.
 """
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from workers.backend.gbnf import CharSet, Element, GbnfError, Grammar, RuleRef
 
 MAX_WAYS = 1024
 """Ways to go on at one point. JSON schemas have tens; an enumeration has one per value."""
 MAX_EXPANSIONS = 10_000
-"""Stacks looked at for one character: some 20 ms."""
+"""Alternatives looked at for one character: some 10 ms."""
 MAX_WORK = 1_000_000
 """Stacks looked at between two calls of `refill`: about a second, which only a grammar that is made for it needs."""
 MAX_STATES = 20_000
-"""States remembered; beyond it they are forgotten together and made again as needed."""
+MAX_WAYS_KNOWN = 500_000
+"""States remembered, and the ways in them together; beyond one of these all are forgotten and made again as needed."""
 
-_Position = tuple[int, int, int]
-"""Rule, alternative, index in it."""
-_Stack = tuple[_Position, ...]
 _UTF8_PAYLOAD_BITS = {2: 5, 3: 4, 4: 3}
 _UTF8_SMALLEST = {2: 0x80, 3: 0x800, 4: 0x10000}
 _SURROGATES = (0xD800, 0xDFFF)
 _LAST_CODE = 0x10FFFF
 _MISSING = object()
+
+
+class Place:
+    """A place in an alternative of a rule, on top of the places to return to: a stack, by its top."""
+
+    __slots__ = ("alternative", "below", "element", "index", "rule")
+
+    def __init__(self, rule: int, alternative: int, index: int, element: Element, below: "Stack") -> None:
+        self.rule = rule
+        self.alternative = alternative
+        self.index = index
+        self.element = element
+        self.below = below
+
+
+Stack: TypeAlias = Place | None
+"""None: nothing is left to come."""
 
 
 class State:
@@ -40,10 +57,10 @@ class State:
 
     __slots__ = ("following", "is_end", "pending", "stacks")
 
-    def __init__(self, stacks: tuple[_Stack, ...], pending: bytes) -> None:
+    def __init__(self, stacks: tuple[Stack, ...], pending: bytes) -> None:
         self.stacks = stacks
         self.pending = pending
-        self.is_end = not pending and () in stacks
+        self.is_end = not pending and None in stacks
         self.following: dict[int, State | None] = {}
 
 
@@ -56,13 +73,11 @@ class Machine:
             GbnfError: the grammar has too many ways to begin.
         """
         self._rules = grammar.rules
-        self._known: dict[tuple[frozenset[_Stack], bytes], State] = {}
+        self._places: dict[tuple[int, int, int, Stack], Place] = {}
+        self._known: dict[tuple[frozenset[Stack], bytes], State] = {}
+        self._num_ways_known = 0
         self._work_left = MAX_WORK
-        root = grammar.numbers["root"]
-        starts: list[_Stack] = [
-            ((root, index, 0),) if elements else () for index, elements in enumerate(self._rules[root])
-        ]
-        self.start = self._state(self._expand(starts), b"")
+        self.start = self._state(self._expand(self._alternatives(grammar.numbers["root"], None)), b"")
 
     def refill(self) -> None:
         """Grant the work of one more token."""
@@ -86,7 +101,7 @@ class Machine:
             return None
         if len(data) < length:
             low, high = code_range(data, length)
-            tops = (self._element(stack[-1]) for stack in state.stacks if stack)
+            tops = (stack.element for stack in state.stacks if stack is not None)
             possible = low <= high and any(isinstance(top, CharSet) and top.intersects(low, high) for top in tops)
             return self._state(state.stacks, data) if possible else None
         try:
@@ -95,62 +110,81 @@ class Machine:
             return None
         return self._consume(state.stacks, code)
 
-    def _consume(self, stacks: tuple[_Stack, ...], code: int) -> State | None:
+    def _consume(self, stacks: tuple[Stack, ...], code: int) -> State | None:
         self._spend(len(stacks))
-        kept = [self._after_top(stack) for stack in stacks if stack and self._accepts(stack, code)]
+        kept = [self._after(stack) for stack in stacks if stack is not None and _accepts(stack, code)]
         return self._state(self._expand(kept), b"") if kept else None
 
-    def _accepts(self, stack: _Stack, code: int) -> bool:
-        top = self._element(stack[-1])
-        return isinstance(top, CharSet) and top.accepts(code)
-
-    def _expand(self, stacks: Iterable[_Stack]) -> tuple[_Stack, ...]:
+    def _expand(self, stacks: Iterable[Stack]) -> tuple[Stack, ...]:
         """Expand rules until every stack is empty or has characters on top, each stack once."""
-        todo = list(stacks)
-        seen: set[_Stack] = set()
-        ready: list[_Stack] = []
+        seen = set(stacks)
+        todo = list(seen)
+        ready: list[Stack] = []
+        looked_at = len(todo)
         while todo:
             stack = todo.pop()
-            if stack in seen:
-                continue
-            seen.add(stack)
-            element = self._element(stack[-1]) if stack else None
-            if not isinstance(element, RuleRef):
+            if stack is None or not isinstance(stack.element, RuleRef):
                 ready.append(stack)
-            else:
-                below = self._after_top(stack)
-                todo += [
-                    (*below, (element.rule, index, 0)) if elements else below
-                    for index, elements in enumerate(self._rules[element.rule])
-                ]
-            if len(ready) > MAX_WAYS or len(seen) > MAX_EXPANSIONS:
+                continue
+            # Counted before they are made: a rule may have thousands of alternatives, and many may lead to it.
+            looked_at += len(self._rules[stack.element.rule])
+            if len(ready) > MAX_WAYS or looked_at > MAX_EXPANSIONS:
                 raise GbnfError("the grammar has too many ways to go on at one point")
-        self._spend(len(seen))
+            for following in self._alternatives(stack.element.rule, self._after(stack)):
+                if following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+        if len(ready) > MAX_WAYS:
+            raise GbnfError("the grammar has too many ways to go on at one point")
+        self._spend(looked_at)
         return tuple(ready)
+
+    def _alternatives(self, rule: int, below: Stack) -> list[Stack]:
+        return [
+            self._place(rule, index, 0, below) if elements else below
+            for index, elements in enumerate(self._rules[rule])
+        ]
 
     def _spend(self, work: int) -> None:
         self._work_left -= work
         if self._work_left < 0:
             raise GbnfError("the grammar takes too long to follow")
 
-    def _state(self, stacks: tuple[_Stack, ...], pending: bytes) -> State:
+    def _state(self, stacks: tuple[Stack, ...], pending: bytes) -> State:
         key = (frozenset(stacks), pending)
         state = self._known.get(key)
         if state is None:
-            if len(self._known) >= MAX_STATES:
-                self._known.clear()
+            if len(self._known) >= MAX_STATES or self._num_ways_known >= MAX_WAYS_KNOWN:
+                self._forget()
             state = self._known[key] = State(stacks, pending)
+            self._num_ways_known += len(stacks)
         return state
 
-    def _after_top(self, stack: _Stack) -> _Stack:
-        rule, alternative, index = stack[-1]
-        if index + 1 < len(self._rules[rule][alternative]):
-            return (*stack[:-1], (rule, alternative, index + 1))
-        return stack[:-1]
+    def _forget(self) -> None:
+        """Let all states go but those that somebody holds."""
+        for state in self._known.values():
+            state.following.clear()  # else each would keep all that was ever reached from it
+        self.start.following.clear()
+        self._known.clear()
+        self._places.clear()
+        self._num_ways_known = 0
 
-    def _element(self, position: _Position) -> Element:
-        rule, alternative, index = position
-        return self._rules[rule][alternative][index]
+    def _after(self, place: Place) -> Stack:
+        """What is left when the element at `place` has come."""
+        if place.index + 1 < len(self._rules[place.rule][place.alternative]):
+            return self._place(place.rule, place.alternative, place.index + 1, place.below)
+        return place.below
+
+    def _place(self, rule: int, alternative: int, index: int, below: Stack) -> Place:
+        key = (rule, alternative, index, below)
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = Place(*key[:3], self._rules[rule][alternative][index], below)
+        return place
+
+
+def _accepts(place: Place, code: int) -> bool:
+    return isinstance(place.element, CharSet) and place.element.accepts(code)
 
 
 def utf8_length(first: int) -> int:
