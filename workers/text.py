@@ -133,6 +133,8 @@ class AnswerText:
         self._patterns = (*self._stops, *self._switches)
 
     def _scan(self, text: str) -> list[Part]:
+        if not self._patterns:
+            return [Part(self._channel, text)] if text else []
         parts: list[Part] = []
         text = self._held + text
         while (match := _first_complete(text, self._patterns)) is not None:

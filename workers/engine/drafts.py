@@ -17,6 +17,11 @@ class Drafts:
         self._core = core
         self._most = core.config.prompt_lookup if core.backend.info.can_truncate else 0
 
+    @property
+    def are_on(self) -> bool:
+        """Whether there may be any."""
+        return self._most > 0
+
     def propose(self, ready: Sequence[Request]) -> dict[str, list[int]]:
         """Draft tokens by ref; nothing for a request that would end, or leave its context, within them."""
         streams = [request for request in ready if request.phase is Phase.DECODE]

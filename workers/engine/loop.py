@@ -30,6 +30,8 @@ POLL_WAIT_S = 0.02
 """While the store owes an answer its wake-up ends the wait; this is for its deadline."""
 MIN_STEP_LIMIT_S = 60.0
 STEP_LIMIT_FACTOR = 10.0
+SNAPSHOT_EVERY_S = 0.05
+"""Between decodes of streams alone, the snapshot may be that old: making one costs as much as a tenth of a step's book-keeping."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Serving:
         self._parking = Parking(core, self._requests)
         self._stopped = False
         self._work_since: float | None = None
+        self._snapshot_at = float("-inf")
+        self._snapshot_of_prefill = False
         self._was_idle = True
 
     def serve(self) -> None:
@@ -206,8 +210,13 @@ class Serving:
         return bool(commands)
 
     def _before_decode(self, info: StepInfo) -> None:
-        # A hang is a step that does not end: each one starts the clock anew.
-        self._work_since = self.core.clock()
+        # A hang is a step that does not end: each one starts the clock anew, within what nobody notices.
+        now, of_prefill = self.core.clock(), info.num_prefill > 0
+        told = self._work_since is not None and not of_prefill and not self._snapshot_of_prefill
+        if told and now - self._snapshot_at < SNAPSHOT_EVERY_S:
+            return
+        self._work_since = self._snapshot_at = now
+        self._snapshot_of_prefill = of_prefill
         estimate = self.core.rates.step_estimate_s(info.num_prefill)
         self._publish(self._snapshot(max(MIN_STEP_LIMIT_S, STEP_LIMIT_FACTOR * estimate)))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.backend.llama.library import NATIVE_LOG, AbortFlag, lib
+from workers.backend.llama.library import NATIVE_LOG, AbortFlag, lib, logits_address
 from workers.backend.values import BackendFault, DecodeStatus, Logits, Rows
 
 _STATUS = {0: DecodeStatus.OK, 1: DecodeStatus.NO_SPACE, 2: DecodeStatus.ABORTED}
@@ -58,8 +58,8 @@ class Context:
     def __init__(self, native: Any, n_vocab: int, max_rows: int, abort: AbortFlag) -> None:
         self.native = native
         self.memory = lib.llama_get_memory(native)
-        self._n_vocab = n_vocab
         self._row_type = ctypes.c_float * n_vocab
+        self._row_views: dict[int, Logits] = {}
         self._batch = Batch(max_rows)
         self._outputs: Any = ()
         self._abort = abort
@@ -75,6 +75,8 @@ class Context:
         self._outputs = ()
         NATIVE_LOG.clear()
         code = lib.llama_decode(self.native, self._batch.native)
+        # On a GPU the above has only begun the work; whoever asks for logits would wait, with the GIL.
+        lib.llama_synchronize(self.native)
         status = _STATUS.get(code)
         if status is None:
             raise BackendFault(f"llama_decode returned {code}: {NATIVE_LOG.reason('no reason given')}")
@@ -89,9 +91,13 @@ class Context:
         assert 0 <= row < len(self._outputs) and self._outputs[row], f"row {row} of the last decode has no logits"
 
     def logits(self, row: int) -> Logits:
+        """The logits of a row of the last decode, valid until the next: a view of llama.cpp's own buffer."""
         self.require_output(row)
-        address = ctypes.addressof(lib.llama_get_logits_ith(self.native, row).contents)
-        return view_floats(self._row_type.from_address(address))
+        address = logits_address(self.native, row)
+        view = self._row_views.get(address)
+        if view is None:  # the buffer moves when it grows, which is rare: a handful of addresses in all
+            view = self._row_views[address] = view_floats(self._row_type.from_address(address))
+        return view
 
     def close(self) -> None:
         if self.native is not None:

@@ -30,6 +30,24 @@ from workers.backend.llama.required import REQUIRED
 lib: Any = llama_cpp.llama_cpp
 """The low-level API: untyped, hence the `Any`s of this package."""
 
+
+def _brief(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the library that keeps the GIL while it runs.
+
+    For what takes less than a microsecond, several times a step: giving the GIL away there lets the service thread in, and
+    getting it back takes up to a switch interval.
+    """
+    function = getattr(ctypes.PyDLL(lib._lib._name, handle=lib._lib._handle), name, None)
+    if function is not None:  # else `initialize` says which are missing
+        function.restype, function.argtypes = result, arguments
+    return function
+
+
+logits_address: Any = _brief("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+"""(context, row) → address of the row's logits as an int, None where it has none. Only after `llama_synchronize`: it waits else."""
+last_position: Any = _brief("llama_memory_seq_pos_max", ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32)
+"""(memory, sequence) → its highest position, -1 where it is empty."""
+
 # Its warnings are information to us: one says that cells ran out, which is part of every busy day.
 _WARNING_LEVEL = 3
 _ERROR_LEVEL = 4

@@ -14,7 +14,7 @@ attention cells and drops its recurrent state, which no removal does.
 from dataclasses import dataclass
 from typing import Any
 
-from workers.backend.llama.library import lib
+from workers.backend.llama.library import last_position, lib
 from workers.backend.values import ModelFacts
 
 _TO_THE_END = -1
@@ -60,7 +60,7 @@ class Sequences:
         """Tokens of a visible sequence, by llama.cpp's count (which knows nothing of cells that lack their snapshot)."""
         if seq in self._incomplete:
             return self._incomplete[seq]
-        return int(lib.llama_memory_seq_pos_max(self._memory, seq)) + 1
+        return int(last_position(self._memory, seq)) + 1
 
     def is_usable(self, seq: int) -> bool:
         """False between restored cells and the snapshot that completes them."""

@@ -6,6 +6,7 @@ from erllama_host.errors import ContextOverflow, InvalidRequest, ModelLoading, Q
 from erllama_host.protocol.inference import SamplingParams
 from tests.support.engines import Harness
 from workers.commands import Admitted, Answer, CancelRequest, Failed, Finished, Generated, Hold, Park, Stop
+from workers.engine.loop import SNAPSHOT_EVERY_S
 from workers.sequence import Phase
 
 LONG = "once upon a time there was a long prompt. " * 8
@@ -357,7 +358,7 @@ def test_a_preempted_request_reports_what_the_cache_did_at_first():
         assert end.stats.prefilled_tokens >= end.stats.prompt_tokens - end.cache.read_tokens
 
 
-def test_a_snapshot_is_published_before_each_decode_with_its_start():
+def test_before_each_decode_the_snapshot_says_when_it_began_within_a_few_hundredths_of_a_second():
     harness = Harness()
     starts = []
     decode = harness.core.backend.decode
@@ -368,4 +369,19 @@ def test_a_snapshot_is_published_before_each_decode_with_its_start():
 
     harness.core.backend.decode = spy
     harness.run("hello", max_tokens=5)
-    assert len(starts) == 5 and all(now == since for now, since in starts)
+    assert len(starts) == 5 and all(0 <= now - since < SNAPSHOT_EVERY_S for now, since in starts)
+
+
+def test_a_slow_step_and_one_with_prefill_have_a_snapshot_of_their_own():
+    harness = Harness(n_batch=64)
+    starts = []
+    decode = harness.core.backend.decode
+
+    def spy(rows):
+        starts.append((harness.clock.now, harness.snapshots[-1].work_since))
+        harness.clock.now += 0.5
+        return decode(rows)
+
+    harness.core.backend.decode = spy
+    harness.run("hello, this is a prompt of more than one batch " * 3, max_tokens=4)
+    assert len(starts) > 4 and all(now == since for now, since in starts)
