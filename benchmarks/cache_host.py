@@ -1,10 +1,8 @@
 """A private cache daemon and clients of it, for measuring both without a model."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from erllama_host.ids import new_routing_id
 from erllama_host.observability import Log
 from erllama_host.protocol import PROTOCOL_VERSION, Envelope, decode_body, encode_body, encode_envelope
 from erllama_host.protocol.calls import CacheAnswer, CacheCall
+from erllama_host.supervisor import private_paths
 from erllama_host.transport.sockets import dealer
 from workers.kv_store import KvStore, cache_endpoint
 from workers.kv_types import AlreadyThere, Refused, Reservation, SegmentSpec
@@ -46,8 +45,8 @@ def room_for(store: KvStore, specs: Sequence[SegmentSpec]) -> list[Reservation]:
 class CacheBench:
     """A daemon's directory. `start` it, then make stores."""
 
-    def __init__(self, base: Path, ram_budget_bytes: int) -> None:
-        self.paths = Paths(home=base / "home", run=base / "run", config_file=base / "erllama.toml")
+    def __init__(self, paths: Paths, ram_budget_bytes: int) -> None:
+        self.paths = paths
         self.paths.config_file.write_text(
             f"[host]\nlog_level = 'error'\n[cache]\nram_budget_bytes = {ram_budget_bytes}\n"
         )
@@ -117,14 +116,13 @@ class CacheBench:
             self._process.kill()
             self._process.wait()
         self._context.term()
-        shutil.rmtree(self.tier_path(), ignore_errors=True)
 
 
 @contextmanager
 def cache_bench(ram_budget_bytes: int = 4 * GIB) -> Iterator[CacheBench]:
     """A private daemon's directory, removed afterwards with its shared memory."""
-    with tempfile.TemporaryDirectory(prefix="kv", dir="/tmp") as base:
-        bench = CacheBench(Path(base), ram_budget_bytes)
+    with private_paths() as paths:
+        bench = CacheBench(paths, ram_budget_bytes)
         try:
             yield bench
         finally:

@@ -6,12 +6,14 @@ import sys
 import time
 
 from benchmarks.cache_rows import SPACE, SyntheticRow
+from erllama_host.process import die_with_parent
 from workers.kv_store import KvStore
 from workers.kv_types import SegmentSpec
 
 
 def main() -> None:
     """Say `held` when the reservation is there."""
+    die_with_parent()
     endpoint, number = sys.argv[1], int(sys.argv[2])
     store = KvStore(
         endpoint=endpoint,

@@ -5,7 +5,6 @@
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +12,16 @@ from contextlib import contextmanager
 import zmq
 
 from benchmarks.setting import ROOT
+from erllama_host.process import die_with_parent
+from erllama_host.supervisor import private_paths
 
 MESSAGE = bytes(200)
 TIMEOUT_MS = 10_000
 
 
 def serve(endpoint: str) -> None:
-    """Echo until killed."""
+    """Echo until killed, or until the parent ends."""
+    die_with_parent()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(endpoint)
         while True:
@@ -29,8 +31,9 @@ def serve(endpoint: str) -> None:
 @contextmanager
 def bare_round_trip() -> Iterator[Callable[[], float]]:
     """A function that makes one round trip to an echo process and returns its seconds."""
-    with tempfile.TemporaryDirectory(prefix="erb-", dir="/tmp") as directory:
-        endpoint = f"ipc://{directory}/echo"
+    with private_paths() as paths:
+        paths.prepare()
+        endpoint = paths.ipc("echo.sock")
         process = subprocess.Popen([sys.executable, "-m", "benchmarks.echo", endpoint], cwd=ROOT)
         try:
             with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:

@@ -1,7 +1,5 @@
 """A private host for a part: its own directories, gone afterwards together with every process of it."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +11,8 @@ from benchmarks.setting import KV_TYPE, THREADS
 from benchmarks.systems import Timing, never
 from erllama_host import Client
 from erllama_host.client import Model
-from erllama_host.config import Config, Paths, find_paths
-from erllama_host.supervisor import RunningHost, start_host, stop_host
+from erllama_host.config import Config, Paths
+from erllama_host.supervisor import RunningHost, private_paths, start_host, stop_host
 
 WAIT_S = 60.0
 DRAIN_S = 5.0
@@ -125,17 +123,15 @@ def benchmark_host() -> Iterator[BenchmarkHost]:
     Raises:
         RuntimeError: the orderly stop left processes behind (they are killed first).
     """
-    directory = tempfile.mkdtemp(prefix="erb-", dir="/tmp")
-    paths = find_paths({"ERLLAMA_HOME": f"{directory}/home", "ERLLAMA_RUN": f"{directory}/run"})
-    host = BenchmarkHost(paths)
-    try:
-        host.start()
+    with private_paths() as paths:
+        host = BenchmarkHost(paths)
         try:
-            yield host
+            host.start()
+            try:
+                yield host
+            finally:
+                host.stop()
         finally:
-            host.stop()
-    finally:
-        left = kill_leftovers(paths.run)
-        shutil.rmtree(directory, ignore_errors=True)
+            left = kill_leftovers(paths.run)
     if left:
         raise RuntimeError(f"the host left processes behind: {', '.join(left)}")

@@ -7,10 +7,13 @@ import http.client
 import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from benchmarks.setting import ROOT
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
@@ -59,7 +62,13 @@ def running(command: Sequence[str], port: int, health_path: str) -> Iterator[Non
     Raises:
         RuntimeError: it ended, or was not healthy in time.
     """
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.mortal", *command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not answers(port, health_path):

@@ -21,6 +21,8 @@ from typing import Any
 import llama_cpp.llama_cpp as llama
 import psutil
 
+from erllama_host.process import die_with_parent
+
 N_BATCH = 512
 PIECE_BYTES = 128
 FLASH_ATTENTION_ON = 1
@@ -162,7 +164,8 @@ OPERATIONS: dict[str, Callable[[Loop, dict[str, Any]], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Answer commands until stdin ends; the first one must be `open`."""
+    """Answer commands until stdin ends, or the parent; the first one must be `open`."""
+    die_with_parent()
     try:
         loop, answer = _open(json.loads(sys.stdin.readline()))
     except RuntimeError as error:

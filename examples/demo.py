@@ -8,7 +8,6 @@ behind.
 import os
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from rich.table import Table
 
 from erllama_host import Client, ErllamaError
 from erllama_host.client import Completion, Model
-from erllama_host.config import Config, Paths, find_paths
-from erllama_host.supervisor import start_host, stop_host
+from erllama_host.config import Config, Paths
+from erllama_host.supervisor import private_paths, start_host, stop_host
 from examples.smollm2 import smollm2_path
 
 PROMPT_TOKENS = 1536
@@ -98,7 +97,7 @@ def run(paths: Paths, console: Console) -> list[Row]:
     """The four questions, on a host of our own."""
     path = smollm2_path()
     console.print(f"Model: {path.name}, {path.stat().st_size / 1e6:.0f} MB. Prompt: {PROMPT_TOKENS} tokens.")
-    start_host(paths, Config(), detach=True)
+    host = start_host(paths, Config(), detach=False)
     try:
         with Client(paths.endpoint) as client:
             model = load(client, path, console)
@@ -108,7 +107,8 @@ def run(paths: Paths, console: Console) -> list[Row]:
             rows.append(ask(model, prompt, "warm, after kill -9"))
         console.print("  stopping the whole host and starting it again …")
         stop_host(paths)
-        start_host(paths, Config(), detach=True)
+        host.wait()
+        host = start_host(paths, Config(), detach=False)
         with Client(paths.endpoint) as client:
             model = client.model("tiny")
             await_serving(model)
@@ -116,6 +116,7 @@ def run(paths: Paths, console: Console) -> list[Row]:
             return rows
     finally:
         stop_host(paths)
+        host.wait()
 
 
 def show(rows: list[Row], console: Console) -> None:
@@ -140,8 +141,7 @@ def show(rows: list[Row], console: Console) -> None:
 def main() -> int:
     """Run the demo; the exit code is 0 when every warm request was at least TARGET_RATIO times faster than the cold one."""
     console = Console(highlight=False)
-    with tempfile.TemporaryDirectory(prefix="erl-", dir="/tmp") as directory:
-        paths = find_paths({"ERLLAMA_HOME": f"{directory}/home", "ERLLAMA_RUN": f"{directory}/run"})
+    with private_paths() as paths:
         try:
             rows = run(paths, console)
         except ErllamaError as error:

@@ -6,6 +6,7 @@ circusd imports `hooks` and `environment` from here: both stay light. What `erll
     stop_host(paths)                        drain it, end it, leave nothing behind
     host_state(paths)                       is one running, and under which pids
     private_host()                          one in a temporary directory, for the length of a `with`
+    private_paths()                         only the directories of such a host
 """
 
 from importlib import import_module
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from erllama_host.supervisor.private import private_host as private_host
+    from erllama_host.supervisor.private import private_paths as private_paths
     from erllama_host.supervisor.start import RunningHost as RunningHost
     from erllama_host.supervisor.start import start_host as start_host
     from erllama_host.supervisor.state import HostState as HostState
@@ -24,10 +26,11 @@ _LAZY = {
     "RunningHost": "start",
     "host_state": "state",
     "private_host": "private",
+    "private_paths": "private",
     "start_host": "start",
     "stop_host": "stop",
 }
-__all__ = ["HostState", "RunningHost", "host_state", "private_host", "start_host", "stop_host"]
+__all__ = ["HostState", "RunningHost", "host_state", "private_host", "private_paths", "start_host", "stop_host"]
 
 
 def __getattr__(name: str) -> object:

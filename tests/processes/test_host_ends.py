@@ -1,35 +1,21 @@
 """Every way a host can end, wanted or not: nothing is left, or what is left still works."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from erllama_host.config import Config, Paths
 from erllama_host.errors import ConfigError, HostUnavailable
-from erllama_host.supervisor import host_state, start_host, stop_host
+from erllama_host.supervisor import host_state, private_paths, start_host, stop_host
 from erllama_host.supervisor.handshake import ask_hello
-from tests.support.hosts import Host, eventually, family_of, leftovers
+from tests.support.hosts import Host, directories, eventually, family_of, leftovers
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def directories():
-    base = Path(tempfile.mkdtemp(prefix="ee-"))
-    paths = Paths(base / "home", base / "run", base / "erllama.toml")
-    try:
-        yield paths
-    finally:
-        stop_host(paths, now=True)
-        shutil.rmtree(base, ignore_errors=True)
 
 
 def test_down_right_after_up():
@@ -102,6 +88,25 @@ def test_a_host_in_the_foreground_ends_with_its_caller():
             assert len(family) >= 4
             caller.kill()
         eventually(lambda: not [each for each in family if each.is_running()], "everything has ended")
+
+
+def test_the_next_private_host_removes_what_a_killed_one_left():
+    code = (
+        "import time; from erllama_host.supervisor import private_host\n"
+        "with private_host() as host: print(host.paths.run.parent, flush=True); time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as owner:
+        base = Path(owner.stdout.readline().strip())
+        paths = Paths(base / "home", base / "run", base / "erllama.toml")
+        family = family_of(paths)
+        with private_paths():
+            assert paths.run.is_dir() and len(family) >= 4, "its owner lives"
+        owner.kill()
+    assert base.is_dir()
+    with private_paths():
+        assert not base.exists()
+        assert leftovers(paths, family) == []
 
 
 def test_a_host_that_cannot_start_says_why():

@@ -2,12 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,22 +17,11 @@ from erllama_host.ids import new_routing_id
 from erllama_host.supervisor import private_host, start_host, stop_host
 from erllama_host.supervisor.handshake import ask_hello
 from erllama_host.transport.curve import new_key
-from tests.support.hosts import Host, eventually, family_of, leftovers, running_host
+from tests.support.hosts import Host, directories, eventually, family_of, leftovers, running_host
 from tests.support.wire import WireClient
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def directories():
-    base = Path(tempfile.mkdtemp(prefix="el-"))
-    paths = Paths(base / "home", base / "run", base / "erllama.toml")
-    try:
-        yield paths
-    finally:
-        stop_host(paths, now=True)
-        shutil.rmtree(base, ignore_errors=True)
 
 
 def start(paths: Paths, config_text: str = "", detach: bool = False) -> Host:

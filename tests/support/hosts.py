@@ -77,6 +77,18 @@ def eventually(look: Callable[[], T], what: str, timeout_s: float = BOUND_S) -> 
 
 
 @contextmanager
+def directories() -> Iterator[Paths]:
+    """Directories for hosts that the test starts itself; whatever still runs in them at the end is killed."""
+    base = Path(tempfile.mkdtemp(prefix="ed-"))
+    paths = Paths(base / "home", base / "run", base / "erllama.toml")
+    try:
+        yield paths
+    finally:
+        stop_host(paths, now=True)
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@contextmanager
 def running_host(config_text: str = "", detach: bool = False, drain_s: float = 0.0) -> Iterator[Host]:
     """A private host; at the end it is stopped and must have left nothing: no process, socket, shared memory."""
     base = Path(tempfile.mkdtemp(prefix="eh-"))
