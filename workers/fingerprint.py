@@ -3,7 +3,7 @@
     fingerprints.json   path, inode, size, mtime → sha256 of the whole file
     self-checks.json    namespace (model and context) → the mode its self-check found
 
-Both are only memories: junk in them, or none, costs time and nothing else. Writers replace them atomically.
+Both are only memories: junk in them, or none, costs time and nothing else, nor does a full disk. Writers replace them atomically.
 """
 
 import errno
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,12 @@ class _Memory:
         entries[key] = value
         kept = dict(list(entries.items())[-_MAX_REMEMBERED:])
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(kept), encoding="ascii")
-        temporary.replace(self._path)
+        with suppress(OSError):
+            try:
+                temporary.write_text(json.dumps(kept), encoding="ascii")
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
         if self._path is None:

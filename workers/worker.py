@@ -186,7 +186,7 @@ class Worker:
         )
 
     def _make_chat(self, model: LoadedModel) -> Chat:
-        return make_chat(model, self._paths.home / "replies" / f"{self._spec.model_id}.bin")
+        return make_chat(model, self._paths.home / "replies" / f"{self._spec.model_id}.bin", self._log)
 
 
 def _write_note(path: Path, spec: ModelSpec, error: ErllamaError) -> None:

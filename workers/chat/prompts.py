@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erllama_host.errors import InvalidRequest, NotSupported
+from erllama_host.observability import Log
 from erllama_host.protocol.inference import ChatRequest
 from workers.backend.base import Vocabulary
 from workers.backend.values import ModelFacts
@@ -82,12 +83,16 @@ class Chat:
         return ChatPrompt(self._tokenize(answer, marks), answer.text)
 
     def remember(self, ids: Sequence[int]) -> None:
-        """Keep a reply, so that it is replayed when it comes back as a message. One that is no valid text cannot come back."""
+        """Keep a reply, so that it is replayed when it comes back as a message.
+
+        One that is no valid text cannot come back; nor can one with control tokens in it (`ignore_eos`), which its text lacks.
+        """
+        pieces = [self._vocabulary.piece(token) for token in ids]
         try:
-            text = b"".join(map(self._vocabulary.piece, ids)).decode()
+            text = b"".join(pieces).decode()
         except UnicodeDecodeError:
             return
-        if text:
+        if all(pieces):
             self._replies.remember(text, ids)
 
     def close(self) -> None:
@@ -160,9 +165,9 @@ class Chat:
         return self._vocabulary.tokenize(text, add_special=False, parse_special=True) if text else []
 
 
-def make_chat(model: LoadedModel, replies_file: Path) -> Chat:
+def make_chat(model: LoadedModel, replies_file: Path, log: Log) -> Chat:
     """The conversations of a loaded model."""
-    replies = ReplayTable(replies_file, bytes.fromhex(model.fingerprint))
+    replies = ReplayTable(replies_file, bytes.fromhex(model.fingerprint), log=log)
     return Chat(model.vocabulary, model.facts, replies)
 
 

@@ -1,6 +1,14 @@
 """The table of replies and its file."""
 
-from workers.chat.replay import ReplayTable
+import io
+import os
+
+import pytest
+
+from erllama_host.observability import Log
+from tests.support.backends import open_stub_backend
+from workers.chat.prompts import Chat
+from workers.chat.replay import SLACK_BYTES, ReplayTable
 
 
 def test_replies_are_found_by_their_exact_text():
@@ -64,3 +72,61 @@ def test_a_file_of_another_model_or_junk_is_begun_anew(tmp_path):
     again = ReplayTable(path, b"model")
     assert len(again) == 0
     again.close()
+
+
+def filled_up(table):
+    """From now on the filesystem of the table's file is full."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, table._fd)
+    os.close(full)
+
+
+def test_a_full_disk_costs_the_memory_of_the_next_life_and_nothing_else(tmp_path):
+    path, lines = tmp_path / "tiny.bin", io.StringIO()
+    table = ReplayTable(path, b"model", log=Log("worker", stream=lines))
+    table.remember("a", [1])
+    filled_up(table)
+    table.remember("b", [2])
+    table.remember("c", [3])
+    assert (table.find("a"), table.find("b"), table.find("c")) == ([1], [2], [3])
+    assert lines.getvalue().count("replies_not_kept") == 1
+    table.close()
+    again = ReplayTable(path, b"model")
+    assert (again.find("a"), again.find("b")) == ([1], None)
+    again.close()
+
+
+@pytest.mark.parametrize("obstacle", ["file above", "directory there"])
+def test_a_file_that_cannot_be_made_is_done_without(tmp_path, obstacle):
+    path = tmp_path / "replies" / "tiny.bin"
+    if obstacle == "file above":
+        path.parent.write_text("not a directory")
+    else:
+        path.mkdir(parents=True)
+    table = ReplayTable(path, b"model")
+    table.remember("a", [1])
+    assert table.find("a") == [1]
+    table.close()
+
+
+def test_the_file_of_a_long_life_stays_small(tmp_path):
+    path = tmp_path / "tiny.bin"
+    table = ReplayTable(path, b"model", max_tokens=1000)
+    largest = 0
+    for number in range(3000):
+        table.remember(str(number), [number] * 100)
+        largest = max(largest, path.stat().st_size)
+    assert largest < 2 * SLACK_BYTES  # written: 1.3 MB
+    table.close()
+    again = ReplayTable(path, b"model", max_tokens=1000)
+    assert (again.find("2999"), again.find("2990"), again.find("2989")) == ([2999] * 100, [2990] * 100, None)
+    again.close()
+
+
+def test_a_reply_with_control_tokens_in_it_is_more_than_its_text():
+    backend, replies = open_stub_backend(), ReplayTable(None, b"model")
+    chat = Chat(backend.vocabulary, backend.info, replies)
+    chat.remember(backend.vocabulary.tokenize("yes</s>no", parse_special=True))
+    assert replies.find("yesno") is None
+    chat.remember(backend.vocabulary.tokenize("yesno"))
+    assert replies.find("yesno") == list(b"yesno")

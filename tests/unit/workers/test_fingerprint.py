@@ -86,6 +86,22 @@ def test_memories_keep_the_newest_entries(tmp_path):
     assert 0 < len(entries) <= 512 and list(tmp_path.glob("*.tmp")) == []
 
 
+@pytest.mark.parametrize("obstacle", ["no directory", "full"])
+def test_where_nothing_can_be_remembered_everything_works_all_the_same(model, tmp_path, obstacle):
+    home = tmp_path / "home"
+    if obstacle == "no directory":
+        home.write_text("not one")
+    else:
+        home.mkdir()
+        for name in ("fingerprints", "self-checks"):
+            (home / f"{name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    truth = hashlib.sha256(model.read_bytes()).digest()
+    assert model_fingerprint(ModelConfig(path=str(model)), home) == truth
+    remember_mode(home, bytes(32), SelfCheck(KvMode.SEGMENTS, "fine", 1.0))
+    assert remembered_mode(home, bytes(32)) is None
+    assert obstacle == "no directory" or list(home.iterdir()) == []
+
+
 def test_key_spaces_differ_by_model_adapters_scale_quantisation_and_context():
     shape = open_stub_backend().kv_shape
     base = Namespace(bytes(32), "Q4_K_M", context_hash(None, shape))
