@@ -8,7 +8,7 @@ Each turn sends the whole conversation; the host finds what it has computed befo
 import sys
 
 from erllama_host import Client
-from erllama_host.client import Model
+from erllama_host.client import Model, Piece, Stream
 
 SYSTEM = "You are a helpful assistant. Answer in one or two sentences."
 MAX_TOKENS = 64
@@ -28,7 +28,7 @@ def answer(model: Model, messages: list[dict[str, str]]) -> str:
     return "".join(parts)
 
 
-def next_piece(stream):
+def next_piece(stream: Stream) -> Piece | None:
     """The next piece, None at the end; Ctrl-C cancels the answer, which then ends by itself."""
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A client in 100 lines with nothing but `zmq` and `msgpack`: the wire is open to any language.
+"""A client in 110 lines with nothing but `zmq` and `msgpack`: the wire is open to any language.
 
     python examples/raw_client.py [MODEL] [PROMPT]
 
@@ -11,7 +11,9 @@ import secrets
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import zmq
@@ -20,6 +22,8 @@ VERSION = 1
 WINDOW = 64
 WAIT_MS = 3_000
 PATIENCE = 10
+
+Body = dict[str, Any]
 
 
 def endpoint() -> str:
@@ -35,7 +39,7 @@ class RawClient:
     """One DEALER socket."""
 
     def __init__(self, address: str) -> None:
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.ROUTING_ID, b"\x01" + secrets.token_bytes(16))
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.connect(address)
@@ -45,7 +49,7 @@ class RawClient:
         envelope = [VERSION, kind, ref, model, 0, b""]
         self.socket.send_multipart([msgpack.packb(envelope), msgpack.packb(body)])
 
-    def receive(self, ref: str, wait_ms: int) -> tuple[str, dict] | None:
+    def receive(self, ref: str, wait_ms: int) -> tuple[str, Body] | None:
         """The next message of `ref`: its kind and body; None when none came in time."""
         while self.socket.poll(wait_ms):
             envelope, body = self.socket.recv_multipart()
@@ -54,7 +58,7 @@ class RawClient:
                 return kind, msgpack.unpackb(body or b"\x80")
         return None
 
-    def call(self, kind: str, model: str = "", **body: object) -> dict:
+    def call(self, kind: str, model: str = "", **body: object) -> Body:
         """Ask and wait for the reply."""
         ref = f"{model or '@host'}/{secrets.token_hex(16)}"
         self.send(kind, ref, model, **body)
@@ -63,7 +67,7 @@ class RawClient:
             raise SystemExit(f"no answer to {kind}; is a host running?")
         return result(*answer)
 
-    def stream(self, model: str, text: str, max_tokens: int):
+    def stream(self, model: str, text: str, max_tokens: int) -> Iterator[str | Body]:
         """Pieces of text of one answer, then the body of `done`."""
         ref = f"{model}/{secrets.token_hex(16)}"
         self.send("infer", ref, model, text=text, max_tokens=max_tokens, credit=WINDOW)
@@ -86,7 +90,7 @@ class RawClient:
         raise SystemExit("the model does not answer")
 
 
-def result(kind: str, body: dict) -> dict:
+def result(kind: str, body: Body) -> Body:
     """The body, or the host's error as an exception."""
     if kind == "error":
         raise SystemExit(f"{body['code']}: {body['message']}")
