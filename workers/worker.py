@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,9 @@ def run_worker(model_id: str, paths: Paths) -> ExitCode:
     worker = Worker(spec, paths)
     code = worker.serve(problem)
     if worker.failure is not None:
-        _write_note(failed_note, spec, worker.failure)
+        # Without a note nobody learns of it while the controller is down; without the exit code it would be tried again for ever.
+        with suppress(OSError):
+            _write_note(failed_note, spec, worker.failure)
     worker.leave(code)
     return code
 

@@ -166,6 +166,17 @@ def test_a_failed_load_is_said_noted_and_not_restarted():
         process.close()
 
 
+def test_a_failed_load_that_cannot_be_noted_is_not_restarted_either():
+    process = WorkerProcess(stub={"fail_load": "wrong magic"})
+    try:
+        process.failed_note.with_suffix(".tmp").symlink_to("/dev/full")
+        process.start(ready=False)
+        assert process.controller.expect("w.failed").message == "wrong magic"
+        assert process.wait() == ExitCode.LOAD_FAILED
+    finally:
+        process.close()
+
+
 @pytest.mark.parametrize(
     ("spec_text", "words"),
     [
