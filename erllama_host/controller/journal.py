@@ -1,18 +1,23 @@
 """What happened, for operators: a bounded journal of events on disk, and waiting for the next one.
 
 `$ERLLAMA_HOME/events.jsonl`, one JSON object a line. Numbers only grow, over restarts too. When the file has twice the lines it may
-keep, the newer half is written anew.
+keep, the newer half is written anew. So it is when something is wrong with the file: a line that a crash cut off, or one that a
+full disk did not take. Until it does, the events are in memory; a host must not stop because it cannot tell of itself.
 """
 
 import asyncio
+import errno
 import json
+import os
 import time
 from collections import deque
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from erllama_host.observability import Log
 from erllama_host.protocol.calls import Event, EventList
 
 MAX_WAIT_MS = 30_000
@@ -22,14 +27,19 @@ MAX_ANSWER = 5000
 class Journal:
     """Owner of the file; on the controller's loop."""
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int, log: Log) -> None:
+        """`limit`: entries kept, at least 1. Raises OSError when the file cannot be opened at all."""
         self._path = path
         self._limit = limit
-        self._events: deque[Event] = deque(self._read(), maxlen=limit)
-        self._num_lines = len(self._events)
+        self._log = log
+        data = path.read_bytes() if path.exists() else b""
+        self._events: deque[Event] = deque(_events_in(data), maxlen=limit)
+        self._num_lines = data.count(b"\n")
+        self._is_whole = not data or data.endswith(b"\n")
+        """Whether the file has every event that we have, in whole lines."""
         self._next = self._events[-1].seq + 1 if self._events else 1
         self._arrived = asyncio.Event()
-        self._file = path.open("a", encoding="utf-8")
+        self._file = FileIO(path, "ab")
 
     def add(self, name: str, model: str = "", **fields: Any) -> Event:
         """Write down that something happened."""
@@ -37,11 +47,7 @@ class Journal:
         event = Event(seq=self._next, at=round(time.time(), 3), name=name, model=model, fields=plain)
         self._next += 1
         self._events.append(event)
-        self._file.write(msgspec.json.encode(event).decode() + "\n")
-        self._file.flush()
-        self._num_lines += 1
-        if self._num_lines > 2 * self._limit:
-            self._compact()
+        self._write_down(event)
         self._arrived.set()
         self._arrived = asyncio.Event()
         return event
@@ -68,23 +74,47 @@ class Journal:
         """Close the file."""
         self._file.close()
 
-    def _read(self) -> list[Event]:
-        """What the file holds; lines that were cut off by a crash are skipped."""
-        if not self._path.exists():
-            return []
-        found = []
-        for line in self._path.read_bytes().splitlines():
-            try:
-                found.append(msgspec.json.decode(line, type=Event))
-            except msgspec.DecodeError:
-                continue
-        return found[-self._limit :]
+    def _write_down(self, event: Event) -> None:
+        try:
+            if self._is_whole and self._num_lines < 2 * self._limit:
+                _write(self._file, _line(event))
+                self._num_lines += 1
+            else:
+                self._write_anew()
+        except OSError as error:
+            self._is_whole = False
+            self._log.rate_limited("journal_not_written", error=str(error), event_left_out=event.name)
 
-    def _compact(self) -> None:
+    def _write_anew(self) -> None:
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        file = FileIO(temporary, "wb")
+        try:
+            _write(file, b"".join(map(_line, self._events)))
+            temporary.replace(self._path)
+        except OSError:
+            file.close()
+            temporary.unlink(missing_ok=True)
+            raise
         self._file.close()
-        temporary = self._path.with_name(f".{self._path.name}.new")
-        lines = (msgspec.json.encode(event).decode() + "\n" for event in self._events)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._num_lines = len(self._events)
+        self._file, self._num_lines, self._is_whole = file, len(self._events), True
+
+
+def _events_in(data: bytes) -> list[Event]:
+    """Events of the lines that can be read."""
+    found = []
+    for line in data.splitlines():
+        try:
+            found.append(msgspec.json.decode(line, type=Event))
+        except ValueError:  # cut off, or not even UTF-8
+            continue
+    return found
+
+
+def _line(event: Event) -> bytes:
+    return msgspec.json.encode(event) + b"\n"
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """All of `data`: a disk that becomes full takes a part first, without an error."""
+    if file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -95,7 +95,7 @@ class Controller:
             links=Links(),
             desired=DesiredFile(paths.models_file),
             footprints=Footprints(paths.home / "footprints.json"),
-            journal=Journal(paths.home / "events.jsonl", config.host.event_limit),
+            journal=Journal(paths.home / "events.jsonl", config.host.event_limit, log),
             circus=CircusClient(
                 self._context, paths.ipc("circus.sock"), paths.ipc("circus-events.sock"), self._on_hint
             ),

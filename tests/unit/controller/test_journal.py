@@ -1,10 +1,15 @@
 """The journal of events: bounded, numbered for ever, waited for."""
 
 import asyncio
+import errno
+import io
+import json
 
 import pytest
 
+from erllama_host.controller import journal as module
 from erllama_host.controller.journal import Journal
+from erllama_host.observability import Log
 
 
 @pytest.fixture
@@ -12,20 +17,28 @@ def path(tmp_path):
     return tmp_path / "events.jsonl"
 
 
+def opened(path, limit, log=None):
+    return Journal(path, limit, log or Log("test"))
+
+
+def names(journal):
+    return [event.name for event in journal.since(0, 100).events]
+
+
 async def test_numbers_grow_over_restarts_and_the_file_is_bounded(path):
-    journal = Journal(path, limit=10)
+    journal = opened(path, limit=10)
     for number in range(35):
         journal.add("happened", "tiny", number=number)
     journal.close()
     assert len(path.read_text().splitlines()) <= 20
-    again = Journal(path, limit=10)
+    again = opened(path, limit=10)
     assert [event.fields["number"] for event in again.since(0, 100).events] == list(range(25, 35))
     assert again.add("more").seq == 36
     again.close()
 
 
 async def test_since_gives_pages(path):
-    journal = Journal(path, limit=100)
+    journal = opened(path, limit=100)
     for _ in range(7):
         journal.add("x")
     first = journal.since(0, 3)
@@ -38,7 +51,7 @@ async def test_since_gives_pages(path):
 
 
 async def test_waiting_ends_with_the_event_or_in_time(path):
-    journal = Journal(path, limit=100)
+    journal = opened(path, limit=100)
     waiting = asyncio.ensure_future(journal.wait_since(0, 10, 20_000))
     await asyncio.sleep(0)
     journal.add("came", model="tiny")
@@ -47,19 +60,56 @@ async def test_waiting_ends_with_the_event_or_in_time(path):
     journal.close()
 
 
-async def test_damaged_lines_are_passed_over(path):
-    journal = Journal(path, limit=100)
+@pytest.mark.parametrize("damage", [b'{"seq": 2, "at"', b'{"seq":2,"at":1.0,"name":"\xff"}\n', b"\x00" * 300])
+async def test_damaged_lines_are_passed_over_and_do_not_hurt_the_next(path, damage):
+    journal = opened(path, limit=100)
     journal.add("whole")
     journal.close()
-    with path.open("a") as file:
-        file.write('{"seq": 2, "at"\n\xff\n')
-    again = Journal(path, limit=100)
-    assert [event.name for event in again.since(0, 10).events] == ["whole"]
+    with path.open("ab") as file:
+        file.write(damage)
+    again = opened(path, limit=100)
+    assert names(again) == ["whole"]
     assert again.add("next").seq == 2
+    again.close()
+    once_more = opened(path, limit=100)
+    assert names(once_more) == ["whole", "next"]
+    assert once_more.add("last").seq == 3, "a number is never given twice"
+    once_more.close()
+
+
+async def test_the_file_is_bounded_over_many_short_lives_too(path):
+    for _ in range(10):
+        journal = opened(path, limit=10)
+        for _ in range(9):
+            journal.add("x")
+        journal.close()
+    assert len(path.read_text().splitlines()) <= 20
+
+
+async def test_a_full_disk_costs_nothing_but_the_file_and_that_only_for_a_time(path, monkeypatch):
+    said = io.StringIO()
+    journal = opened(path, limit=3, log=Log("test", stream=said))
+    journal.add("before")
+
+    def full(file, data):
+        file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", full)
+        for number in range(8):
+            journal.add(f"during {number}")
+    assert names(journal) == ["during 5", "during 6", "during 7"]
+    assert [json.loads(line)["event"] for line in said.getvalue().splitlines()] == ["journal_not_written"]
+    journal.add("after")
+    assert [path.name for path in path.parent.iterdir()] == [path.name]
+    journal.close()
+    again = opened(path, limit=3)
+    assert names(again) == ["during 6", "during 7", "after"] and again.add("next").seq == 11
     again.close()
 
 
 async def test_fields_of_any_kind_can_be_noted(path):
-    journal = Journal(path, limit=5)
+    journal = opened(path, limit=5)
     assert journal.add("odd", path=path).fields == {"path": str(path)}
     journal.close()
