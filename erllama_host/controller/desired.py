@@ -42,7 +42,7 @@ class DesiredState(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True
 
 
 class DesiredFile:
-    """Reads and writes the file. Owner of `state`: the controller's loop."""
+    """Reads and writes the file. Owner of `state`: the keeper, one change at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,9 +65,14 @@ class DesiredFile:
         return aside
 
     def change(self, **fields: Any) -> None:
-        """Replace fields of the state and write it. Blocks for an fsync."""
-        self.state = msgspec.structs.replace(self.state, **fields)
-        write_durably(self._path, msgspec.json.format(msgspec.json.encode(self.state), indent=2))
+        """Replace fields of the state and write it. Blocks for an fsync.
+
+        Raises:
+            OSError: it cannot be written; the state is as before, so that trying again tries again.
+        """
+        state = msgspec.structs.replace(self.state, **fields)
+        write_durably(self._path, msgspec.json.format(msgspec.json.encode(state), indent=2))
+        self.state = state
 
     def want(self, model_id: str, wanted: Wanted) -> None:
         """A client's model should exist."""

@@ -28,14 +28,14 @@ _SHAPE = (
 
 
 class Footprints:
-    """Owner of the file: the controller's loop."""
+    """Owner of the file: the keeper, one change at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._bytes: dict[str, int] = {}
         try:
             self._bytes = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             self._bytes = {}
 
     def needed_bytes(self, config: ModelConfig) -> int:
@@ -46,7 +46,7 @@ class Footprints:
         return known if known is not None else _file_bytes(config)
 
     def remember(self, config: ModelConfig, resident_bytes: int) -> None:
-        """A model of this configuration has taken so much. Blocks for the write when it is more than was known."""
+        """A model of this configuration has taken so much. Blocks for the write when it is more than was known; raises OSError."""
         key = _key(config)
         if config.backend == "stub" or resident_bytes <= self._bytes.get(key, 0):
             return

@@ -13,9 +13,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from erllama_host.config import ModelConfig
-from erllama_host.controller import specs
+from erllama_host.controller import specs, views
 from erllama_host.controller.desired import Wanted
 from erllama_host.controller.lifecycle import SHOULD_RUN, Event, Model, State
+from erllama_host.controller.placement import is_idle
 from erllama_host.controller.room import make_room
 from erllama_host.controller.watch import ProcessWatch
 from erllama_host.controller.worker_calls import park, tell_moved
@@ -132,9 +133,12 @@ class Keeper:
             self.spawn(self._bring_up(model))
 
     async def let_go(self, model: Model, why: str) -> None:
-        """Unload a model that will be loaded again by the next request."""
+        """Unload a model that will be loaded again by the next request; not one that is used again by the time it is its turn.
+
+        Several are chosen at a time, and to end one takes as long as its save.
+        """
         async with self._lock(model.model_id):
-            if not self.apply(model, Event.LET_GO):
+            if not is_idle(views.candidate(model, time.monotonic())) or not self.apply(model, Event.LET_GO):
                 return
             self._world.journal.add("let_go", model.model_id, reason=why)
             await self._take_down(model, park_first=True)
@@ -151,16 +155,23 @@ class Keeper:
             self.spawn(self._confirm(model))
 
     async def remember(self, model: Model) -> None:
-        """Write down that the model should exist, and what its next worker is to be started from."""
+        """Write down that the model should exist, and what its next worker is to be started from.
+
+        A disk that does not take it is no reason not to serve; that the model may be missing after a crash is said.
+        """
         if self._world.models.find(model.model_id) is not model or model.state is State.STOPPING:
             return
         desired = self._world.desired
-        if model.source == "config":
-            await self._persist(lambda: desired.want_configured(model.model_id, model.adapters))
-        else:
-            wanted = Wanted(config=model.config, adapters=model.adapters)
-            await self._persist(lambda: desired.want(model.model_id, wanted))
-        await asyncio.to_thread(specs.write_spec, self._world.paths, self._world.config, model)
+        try:
+            if model.source == "config":
+                await self._persist(lambda: desired.want_configured(model.model_id, model.adapters))
+            else:
+                wanted = Wanted(config=model.config, adapters=model.adapters)
+                await self._persist(lambda: desired.want(model.model_id, wanted))
+            await self._write_spec(model)
+        except InternalError as error:
+            self._world.log.error("not_written_down", model=model.model_id, error=error.message)
+            self._world.journal.add("not_written_down", model.model_id, error=error.message)
 
     def fail(self, model: Model, error: ErllamaError, event: Event = Event.LOAD_FAILED) -> None:
         """The model does not serve and will not by itself. One that nobody but its loader knows is forgotten."""
@@ -247,7 +258,7 @@ class Keeper:
 
     async def _start(self, model: Model, restart: bool) -> None:
         world, watcher = self._world, notes.watcher_name(model.model_id)
-        await asyncio.to_thread(specs.write_spec, world.paths, world.config, model)
+        await self._write_spec(model)
         stop_s = specs.stop_time_s(model.config) + CACHE_MARGIN_S
         if restart and watcher in await world.circus.statuses():
             await world.circus.restart_watcher(watcher, stop_s)
@@ -273,13 +284,13 @@ class Keeper:
                 watch.kill()
         self._world.links.drop(model.model_id)
         await self._world.circus.remove(watcher, specs.stop_time_s(model.config) + CACHE_MARGIN_S)
-        self._forget_worker(model)
+        await self._forget_worker(model)
 
-    def _forget_worker(self, model: Model) -> None:
+    async def _forget_worker(self, model: Model) -> None:
         watch = self._watches.pop(model.model_id, None)
         if watch is not None:
             watch.close()
-        self._world.paths.spec_file(model.model_id).unlink(missing_ok=True)
+        await self._persist(lambda: self._world.paths.spec_file(model.model_id).unlink(missing_ok=True))
         notes.forget_exits(self._world.paths.run, notes.watcher_name(model.model_id))
         model.pid, model.info = 0, None
 
@@ -302,21 +313,42 @@ class Keeper:
         await self.remember(model)
         self._settle(model, None)
         resident = model.info.resident_bytes if model.info is not None else 0
-        await asyncio.to_thread(self._world.footprints.remember, model.config, resident)
+        try:
+            await self._persist(lambda: self._world.footprints.remember(model.config, resident))
+        except InternalError as error:
+            self._world.log.rate_limited("footprint_not_written", error=error.message)
 
     def _ended(self, model: Model, pid: int) -> None:
         self._watches.pop(model.model_id, None)
         self.on_death(model, pid)
 
     async def _auto_id(self) -> str:
+        """The next automatic id; one that a client has taken by name is passed over."""
         numbers: list[int] = []
-        await self._persist(lambda: numbers.append(self._world.desired.take_auto_number()))
-        return auto_model_id(numbers[0])
+        while not numbers or self._world.models.find(auto_model_id(numbers[-1])) is not None:
+            await self._persist(lambda: numbers.append(self._world.desired.take_auto_number()))
+        return auto_model_id(numbers[-1])
+
+    async def _write_spec(self, model: Model) -> None:
+        """Not for a model that is being unloaded meanwhile: its file would bring it back with the next controller."""
+
+        def write() -> None:
+            if model.state in SHOULD_RUN:
+                specs.write_spec(self._world.paths, self._world.config, model)
+
+        await self._persist(write)
 
     async def _persist(self, change: Callable[[], None]) -> None:
-        """Change the desired state; one change at a time, off the loop, since it waits for the disk."""
+        """Write one of our files; one at a time, off the loop, since it waits for the disk.
+
+        Raises:
+            InternalError: the disk does not take it.
+        """
         async with self._persisting:
-            await asyncio.to_thread(change)
+            try:
+                await asyncio.to_thread(change)
+            except OSError as error:
+                raise InternalError(f"the host cannot write its files: {error}") from error
 
     def _lock(self, name: str) -> asyncio.Lock:
         """The lock of a model (or of a load request); it exists for as long as somebody holds or wants it."""

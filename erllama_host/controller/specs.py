@@ -37,7 +37,7 @@ def read_specs(paths: Paths) -> list[ModelSpec]:
     for path in sorted((paths.run / "models").glob("*.json")):
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=ModelSpec))
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             continue
     return found
 

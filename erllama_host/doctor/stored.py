@@ -25,7 +25,7 @@ def check_models_file(context: Context) -> Iterator[Finding]:
         return
     try:
         wanted = msgspec.json.decode(path.read_bytes(), type=DesiredState).models
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         yield Finding(
             "models-file",
             "warning",
