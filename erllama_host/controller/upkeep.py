@@ -112,11 +112,11 @@ class Upkeep:
             self._cache_beats.heard(CACHE, now)
         self._world.cache_available = available
         if self._cache_beats.overdue(now):
-            self._cache_beats.forget(CACHE)
             for pid in await self._world.circus.pids(CACHE):
                 self._world.journal.add("cache_killed", pid=pid, reason="hung")
                 with contextlib.suppress(psutil.NoSuchProcess):
                     psutil.Process(pid).kill()
+            self._cache_beats.forget(CACHE)  # not before: circusd may be the one that does not answer
 
     async def _reconcile(self) -> None:
         statuses = await self._world.circus.statuses()

@@ -32,7 +32,7 @@ class ProcessWatch:
                 self._process = psutil.Process(pid)
                 self._timer = self._loop.call_later(POLL_S, self._poll)
         except (ProcessLookupError, psutil.NoSuchProcess):
-            self._loop.call_soon(self._died)
+            self._timer = self._loop.call_later(0, self._died)
 
     def kill(self) -> None:
         """SIGKILL."""

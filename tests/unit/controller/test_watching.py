@@ -39,6 +39,18 @@ async def test_a_process_that_is_gone_already_counts_as_dead():
     assert await asyncio.wait_for(died, 20) == process.pid
 
 
+async def test_a_watch_that_was_closed_tells_nothing_any_more():
+    """Not even of a process that was gone when it began: its place may be another's by then."""
+    process = sleeper()
+    process.kill()
+    process.wait(20)
+    told = []
+    ProcessWatch(process.pid, told.append).close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == []
+
+
 def test_silence_is_noticed():
     beats = Heartbeats(15.0)
     beats.heard("a", 0.0)
