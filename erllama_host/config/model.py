@@ -97,7 +97,8 @@ class ModelConfig(_Section, frozen=True):
         lazy: load at the first request instead of at start.
         load_timeout_s: a load that takes longer is a hang.
         max_restarts, within_s: more restarts than that in so many seconds, and the model is given up.
-        cpu_affinity, nice, gpu_ids, address_space_bytes: limits of the process.
+        cpu_affinity, nice, gpu_ids: limits of the process.
+        address_space_bytes: bound of its virtual memory: itself, the model's file, the context, and what a GPU's libraries reserve.
         evict_save_timeout_s: bound of synchronous saves.
     """
 

@@ -8,8 +8,9 @@ import asyncio
 import time
 
 from erllama_host.controller import specs
-from erllama_host.controller.ends import End, explain
+from erllama_host.controller.ends import End, blame_address_space, explain
 from erllama_host.controller.keeper import Keeper
+from erllama_host.controller.last_words import SEEN_LINES, last_words, of_life, telling
 from erllama_host.controller.lifecycle import Event, Model, State
 from erllama_host.controller.memory import num_oom_kills
 from erllama_host.controller.worker_calls import tell_moved
@@ -21,7 +22,7 @@ from erllama_host.supervisor.start import last_lines
 
 NOTE_TIMEOUT_S = 3.0
 NOTE_POLL_S = 0.02
-SHOWN_LOG_LINES = 12
+LOG_WINDOW_BYTES = 65536
 EVENT_OF_END = {
     "crashed": "crashed",
     "hung": "hung",
@@ -73,15 +74,17 @@ class Deaths:
         oom_kills = num_oom_kills()
         end = explain(note, kill_reason, oom_kills > self._oom_kills)
         self._oom_kills = oom_kills
+        log_file = specs.log_file(self._world.paths, model.model_id)
+        lines = of_life(last_lines(log_file, SEEN_LINES, LOG_WINDOW_BYTES), pid)
+        end = blame_address_space(end, model.config.address_space_bytes, lines)
         if state is State.STOPPING or (end.kind in ("asked", "unknown") and self._was_sent_away(model, state)):
             return
-        lines = last_lines(specs.log_file(self._world.paths, model.model_id), SHOWN_LOG_LINES)
         self._world.journal.add(
             EVENT_OF_END.get(end.kind, "died"), model.model_id, pid=pid, kind=end.kind, reason=end.text
         )
         self._world.count(f"worker_ends_{end.kind}")
         if end.kind != "asked":
-            model.last_failure, model.last_log_lines = end.text, lines
+            model.last_failure, model.last_log_lines = end.text, telling(lines)
         if note is not None and not note.respawn and not note.asked:
             self._keeper.fail(model, given_up(model, note, end), Event.GAVE_UP)
 
@@ -109,9 +112,3 @@ def given_up(model: Model, note: ExitNote, end: End) -> ErllamaError:
         reason=end.kind,
         last_log_lines=model.last_log_lines,
     )
-
-
-def last_words(lines: list[str]) -> str:
-    """The last line that tells of something wrong: any but our own routine ones."""
-    routine = ('"level": "info"', '"level": "debug"')
-    return next((line for line in reversed(lines) if line.strip() and not any(mark in line for mark in routine)), "")

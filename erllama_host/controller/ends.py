@@ -3,6 +3,7 @@
 import signal
 from dataclasses import dataclass
 
+from erllama_host.controller.last_words import no_memory
 from erllama_host.process import ExitCode
 from erllama_host.supervisor.notes import ExitNote
 
@@ -16,6 +17,7 @@ _BY_CODE = {
     ExitCode.FENCED: ("fenced", "left because a younger worker serves the model"),
     ExitCode.ORPHANED: ("orphaned", "left because its supervisor had died"),
 }
+_OF_ITS_OWN = ("crashed", "out_of_memory")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,21 @@ def explain(note: ExitNote | None, kill_reason: str = "", oom_killed: bool = Fal
     if note.exit_code in _BY_CODE:
         return End(*_BY_CODE[ExitCode(note.exit_code)])
     return End("crashed", f"crashed: exit code {note.exit_code}")
+
+
+def blame_address_space(end: End, limit_bytes: int | None, lines: list[str]) -> End:
+    """The end of a process that had a limit and said that memory could not be had: nobody would find that in a stack dump."""
+    word = no_memory("\n".join(lines)) if limit_bytes is not None and end.kind in _OF_ITS_OWN else ""
+    return End("out_of_memory", f"out of address space: {word}; {_raise_limit(limit_bytes)}") if word else end
+
+
+def address_space_hint(limit_bytes: int | None, message: str) -> str:
+    """What to add to a worker's own words about a failed load when its limit is the likely cause; else empty."""
+    return f"; {_raise_limit(limit_bytes)}" if limit_bytes is not None and no_memory(message) else ""
+
+
+def _raise_limit(limit_bytes: int | None) -> str:
+    return f"raise address_space_bytes (now {limit_bytes})"
 
 
 def _signal_name(number: int) -> str:

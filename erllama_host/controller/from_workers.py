@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from erllama_host.config import SpecAdapter
+from erllama_host.controller.ends import address_space_hint
 from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Event, Model, State
 from erllama_host.controller.links import Link
@@ -102,7 +103,8 @@ class FromWorkers:
 
     def _failed(self, link: Link, model: Model, body: bytes) -> None:
         told = decode_body("w.failed", body, WorkerFailed)
-        error = from_wire(told.code, told.message, told.details)
+        hint = address_space_hint(model.config.address_space_bytes, told.message)
+        error = from_wire(told.code, told.message + hint, told.details)
         model.last_failure = error.message
         self._keeper.fail(model, error)
 

@@ -14,6 +14,9 @@ from erllama_host.errors import ErllamaError
 from erllama_host.protocol.calls import ModelInfo, ProcessInfo
 from erllama_host.supervisor.notes import watcher_name
 
+_HAS_WORKER = frozenset({State.READY, State.STOPPING})
+"""States in which the figures of the last beat still are those of a process."""
+
 
 def own_pid() -> int:
     """Of the controller."""
@@ -23,6 +26,8 @@ def own_pid() -> int:
 def model_info(model: Model, now: float) -> ModelInfo:
     """Everything known of one model."""
     known = model.info or ModelInfo(model_id=model.model_id, backend=model.config.backend, path=model.config.path)
+    if model.state not in _HAS_WORKER:
+        known = _at_rest(known)
     return msgspec.structs.replace(
         known,
         model_id=model.model_id,
@@ -35,6 +40,22 @@ def model_info(model: Model, now: float) -> ModelInfo:
         last_log_lines=model.last_log_lines,
         configured=model.source == "config",
         idle_s=now - model.last_used,
+    )
+
+
+def _at_rest(info: ModelInfo) -> ModelInfo:
+    """What a worker said of itself and of its model, without what ended with it."""
+    return msgspec.structs.replace(
+        info,
+        resident_bytes=0,
+        device_bytes=0,
+        pending=0,
+        queue_depth=0,
+        used_cells=0,
+        live_cells=0,
+        tokens_per_s=0.0,
+        prefill_tokens_per_s=0.0,
+        uptime_s=0.0,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from erllama_host import Client
 from erllama_host.client import Completion, Model
 from erllama_host.config import ModelConfig
-from erllama_host.errors import ErllamaError
+from erllama_host.errors import ErllamaError, ModelLoadFailed
 from tests.support.backends import feed, open_gguf_backend
 from tests.support.hosts import eventually, running_host
 from tests.support.models import smollm2
@@ -188,3 +188,8 @@ def test_defaults_of_the_configuration_are_those_the_worker_reports(tiny: Model)
     assert info.n_seq_max == ModelConfig().n_seq_max
     assert info.n_cells == 2 * info.n_ctx
     assert info.kv_mode == "segments"
+
+
+def test_an_address_space_that_is_too_small_for_the_model_is_named(client):
+    with pytest.raises(ModelLoadFailed, match=r"raise address_space_bytes \(now 419430400\)"):
+        client.load_model(str(smollm2()), model_id="narrow", address_space_bytes=400 << 20)

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from erllama_host import Client
-from erllama_host.errors import ErllamaError, ModelFailed, ModelLoadFailed
+from erllama_host.errors import ConfigError, ErllamaError, ModelFailed, ModelLoadFailed
 from tests.support.hosts import Host, eventually, running_host
 from tests.support.wire import WireClient
 
@@ -51,6 +51,7 @@ def test_crash_loop_is_given_up_and_restart_clears_it():
         os.kill(pid, signal.SIGKILL)
         failed = wait_status(host, "bad", "failed")
         assert "given up" in failed["last_failure"] and "signal 9" in failed["last_failure"]
+        assert "resident_bytes" not in failed, "there is no process that could take any"
         assert [event["model"] for event in host.events("gave_up")] == ["bad"]
         with pytest.raises(ModelFailed) as caught:
             client.infer("bad", 1)
@@ -161,14 +162,25 @@ def test_operators_may_use_circusctl():
         assert host.events("crashed") == host.events("died") == []
 
 
-def test_crash_before_hello_is_given_up(monkeypatch):
+def test_crash_before_hello_is_given_up(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif sys.orig_argv[-2:] == ['workers', 'odd']:\n    os.write(2, b'no luck\\n')\n    os.abort()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with running_host() as host, host.client() as client:
-        ref = client.send(
-            "load_model", {"model_id": "odd", "config": {"backend": "stub", "address_space_bytes": 1 << 20}}
-        )
-        with pytest.raises(ErllamaError, match="given up"):
+        ref = client.send("load_model", {"model_id": "odd", "config": {"backend": "stub"}})
+        with pytest.raises(ErllamaError, match=r"given up: .*SIGABRT.*3 times in a row.*no luck"):
             client.answer(ref)
         assert client.call("list_models") == {}
+
+
+def test_an_address_space_that_cannot_be_enough_is_named():
+    with running_host() as host, host.client() as client:
+        config = {"backend": "stub", "address_space_bytes": 1 << 20}
+        ref = client.send("load_model", {"model_id": "odd", "config": config})
+        with pytest.raises(ConfigError, match=r"raise address_space_bytes \(now 1048576\)"):
+            client.answer(ref)
+        assert len(host.events("failed")) == 1, "not tried again"
 
 
 def test_a_restart_does_not_cut_streams():

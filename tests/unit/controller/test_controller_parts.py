@@ -9,8 +9,6 @@ import pytest
 from erllama_host.config import Config, ModelConfig, ModelSpec, Paths, SpecAdapter
 from erllama_host.controller import memory, specs
 from erllama_host.controller.asks import Asks
-from erllama_host.controller.deaths import given_up, last_words
-from erllama_host.controller.ends import explain
 from erllama_host.controller.footprints import Footprints
 from erllama_host.controller.front import Request
 from erllama_host.controller.lifecycle import Model
@@ -19,7 +17,6 @@ from erllama_host.errors import (
     Forbidden,
     HostUnavailable,
     InvalidRequest,
-    ModelFailed,
     ModelLoadFailed,
     NoMemory,
     Timeout,
@@ -28,7 +25,6 @@ from erllama_host.errors import (
 from erllama_host.protocol import Envelope
 from erllama_host.protocol.inference import ErrorBody
 from erllama_host.protocol.kinds import HOST_KINDS, MODEL_KINDS
-from erllama_host.supervisor.notes import ExitNote
 from erllama_host.transport.paths import check_allowed_path
 
 
@@ -152,17 +148,6 @@ def test_paths_of_remote_clients(tmp_path):
             check_allowed_path(str(path), [str(models)])
     with pytest.raises(Forbidden):
         check_allowed_path(str(models / "a.gguf"), [])
-
-
-def test_last_words_are_those_that_matter():
-    lines = ['{"level": "info", "event": "x"}', "GGML_ASSERT(n > 0) failed", '{"level": "info", "event": "y"}', " "]
-    assert last_words(lines) == "GGML_ASSERT(n > 0) failed"
-    model = Model("tiny", ModelConfig(backend="stub"), "x", last_log_lines=lines)
-    note = ExitNote(1, 0.0, -6, respawn=False, reason="ended 3 times in a row before it was ready")
-    error = given_up(model, note, explain(note))
-    assert isinstance(error, ModelLoadFailed) and "SIGABRT" in error.message and "GGML_ASSERT" in error.message
-    model.stays = True
-    assert isinstance(given_up(model, note, explain(note)), ModelFailed)
 
 
 def test_what_cannot_be_a_model_is_refused_before_a_worker_starts(tmp_path):
