@@ -14,6 +14,9 @@ from erllama_host.protocol import calls as c
 LOAD_MARGIN_S = 30.0
 """A load has its own time limit in the host; the client waits a little longer than that, and for its turn."""
 _LOADS_AHEAD = 3
+CACHE_TIMEOUT_S = 120.0
+VERIFY_TIMEOUT_S = 3600.0
+"""Every byte of a tier is read: a terabyte at 300 MB/s."""
 
 
 def same(answer: Any) -> Any:
@@ -104,7 +107,7 @@ def drain(timeout_s: float) -> Call[None]:
 def cache(op: str, arguments: Mapping[str, Any]) -> Call[dict[str, Any]]:
     """An operation of the cache daemon; arguments that are None are left out."""
     body = c.CacheCall(op=op, arguments={key: value for key, value in arguments.items() if value is not None})
-    return Call("cache", _result, body=body, timeout_s=120.0)
+    return Call("cache", _result, body=body, timeout_s=VERIFY_TIMEOUT_S if op == "verify" else CACHE_TIMEOUT_S)
 
 
 def _models(answer: c.ModelList) -> list[c.ModelInfo]:

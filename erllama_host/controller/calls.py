@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import erllama_host
-from erllama_host.config import parse_model_config
+from erllama_host.config import ModelConfig, parse_model_config
 from erllama_host.controller import views
+from erllama_host.controller.cache_client import CALL_TIMEOUT_S
 from erllama_host.controller.front import Request
 from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Model, State
@@ -121,7 +122,9 @@ class HostCalls:
         return await self._world.journal.wait_since(body.since, body.limit, body.wait_ms)
 
     async def _cache(self, request: Request, body: calls.CacheCall) -> calls.CacheAnswer:
-        return calls.CacheAnswer(result=await self._world.cache.call(body.op, body.arguments))
+        # To compare the checksums of a tier takes minutes: how long that may be is for the caller to say.
+        timeout_s = request.envelope.deadline_ms / 1000 or CALL_TIMEOUT_S
+        return calls.CacheAnswer(result=await self._world.cache.call(body.op, body.arguments, timeout_s))
 
     async def _drain(self, request: Request, body: calls.Drain) -> calls.Ok:
         self._world.draining = True
@@ -138,8 +141,9 @@ class HostCalls:
         config = parse_model_config(
             {**body.config, "path": body.path or body.config.get("path", "")}, self._world.config.cache
         )
-        if request.remote and config.backend == "llama":
-            check_allowed_path(config.path, self._world.config.host.model_dirs)
+        if request.remote:
+            for path in files_of(config):
+                check_allowed_path(path, self._world.config.host.model_dirs)
         model_id = check_model_id(body.model_id) if body.model_id is not None else None
         model = await self._keeper.load(model_id, config, body.request_id)
         return await self._info_when(request, model, body.wait)
@@ -184,6 +188,12 @@ class HostCalls:
             if self._world.models.find(model.model_id) is not model:
                 raise ModelNotLoaded(f"model {model.model_id!r} was unloaded")
         return await self._info(model)
+
+
+def files_of(config: ModelConfig) -> list[str]:
+    """The files that a load with this configuration opens, or makes."""
+    stub = config.stub.crash_once
+    return [*([config.path] if config.backend == "llama" else []), *([stub] if stub is not None else [])]
 
 
 @cache

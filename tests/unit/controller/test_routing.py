@@ -201,10 +201,10 @@ def test_remote_adapters_must_be_where_models_are(tmp_path):
     world.models.apply(model, Event.READY, 1.0)
     world.links.hello(b"worker", WorkerHello(model_id="tiny", pid=1, incarnation="1", phase="ready", protocol=1))
     router = make(world)[0]
-    for path in ("/etc/passwd", f"{tmp_path}/a.gguf"):
+    for path in ("/etc/passwd", f"{tmp_path}/a\0b", f"{tmp_path}/a.gguf"):
         router.on_request(request(kind="load_adapter", body=msgspec.msgpack.encode({"path": path}), remote=True))
     router.on_request(request(kind="load_adapter", body=msgspec.msgpack.encode({"path": "/etc/passwd"})))
-    assert [body for _, _, _, body, _ in world.front.sent] == ["Forbidden"] and len(world.workers.sent) == 2
+    assert [body for _, _, _, body, _ in world.front.sent] == ["Forbidden"] * 2 and len(world.workers.sent) == 2
 
 
 def test_host_calls_go_to_their_handler(world):
