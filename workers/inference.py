@@ -21,6 +21,7 @@ from erllama_host.protocol.inference import (
     Done,
     Infer,
     Resume,
+    error_body,
     pack_tokens,
 )
 from erllama_host.protocol.validate import check_infer
@@ -29,7 +30,6 @@ from workers.background import Background
 from workers.calls import INLINE_BYTES
 from workers.commands import Admitted, Failed, Finished, Generated, Submit
 from workers.model import LoadedModel
-from workers.outbox import error_body
 from workers.streams import Effect, Stream, Streams
 
 MAX_GRANT = 1 << 20

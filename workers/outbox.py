@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import msgspec
 import zmq
 
 from erllama_host.errors import ErllamaError
 from erllama_host.observability import Log
 from erllama_host.protocol.envelope import PROTOCOL_VERSION, Envelope, encode_body, encode_envelope
-from erllama_host.protocol.inference import ErrorBody
+from erllama_host.protocol.inference import error_body
 from erllama_host.transport.sockets import send
 
 CONTROLLER = b""
@@ -34,13 +33,3 @@ class Outbox:
     def error(self, peer: bytes, ref: str, error: ErllamaError) -> None:
         """Send an error as the end of a request."""
         self.send(peer, ref, "error", error_body(error))
-
-
-def error_body(error: ErllamaError) -> ErrorBody:
-    """The wire form of an error."""
-    return ErrorBody(
-        code=error.code,
-        message=error.message,
-        retryable=error.retryable,
-        details=msgspec.to_builtins(error.details, builtin_types=(bytes,), enc_hook=str),
-    )

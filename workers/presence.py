@@ -3,9 +3,10 @@
 from erllama_host.config.model import ModelSpec
 from erllama_host.errors import ErllamaError
 from erllama_host.protocol.envelope import PROTOCOL_VERSION
+from erllama_host.protocol.inference import error_body
 from erllama_host.protocol.link import BEAT_INTERVAL_S, WorkerFailed, WorkerHello, WorkerProgress, WorkerReady
 from workers.model import LoadAdvanced, LoadedModel
-from workers.outbox import CONTROLLER, Outbox, error_body
+from workers.outbox import CONTROLLER, Outbox
 from workers.self_info import SelfInfo
 
 MIN_BEAT_GAP_S = 0.1

@@ -14,7 +14,7 @@ from erllama_host.errors import ErllamaError, InvalidRequest
 from erllama_host.observability import Log
 from erllama_host.protocol import PROTOCOL_VERSION, Envelope, decode_envelope, encode_envelope
 from erllama_host.protocol.envelope import encode_body
-from erllama_host.protocol.inference import ErrorBody
+from erllama_host.protocol.inference import error_body
 from erllama_host.protocol.kinds import Role
 from erllama_host.transport.pump import Pump
 
@@ -91,8 +91,3 @@ class Front:
             self.refuse(Request(peer, Envelope(PROTOCOL_VERSION, "", ""), b""), error)
             return
         self._on_request(Request(peer, envelope, frames[2], role, socket == REMOTE))
-
-
-def error_body(error: ErllamaError) -> ErrorBody:
-    """An error as it travels."""
-    return ErrorBody(code=error.code, message=error.message, retryable=error.retryable, details=error.details)

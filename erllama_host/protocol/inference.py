@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from erllama_host.errors import InvalidRequest
+from erllama_host.errors import ErllamaError, InvalidRequest
 
 INITIAL_CREDIT_TOKENS = 256
 MAX_AHEAD_TOKENS = 1024
@@ -311,6 +311,12 @@ class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     message: str
     retryable: bool = False
     details: dict[str, Any] = {}
+
+
+def error_body(error: ErllamaError) -> ErrorBody:
+    """An error as it travels; details that MessagePack does not know become text."""
+    details = msgspec.to_builtins(error.details, builtin_types=(bytes,), enc_hook=str)
+    return ErrorBody(code=error.code, message=error.message, retryable=error.retryable, details=details)
 
 
 def tokens_of(ids: Sequence[int] | bytes) -> bytes:

@@ -1,14 +1,15 @@
 """Token packing and ranges of requests."""
 
 import math
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from erllama_host.errors import InvalidRequest
-from erllama_host.protocol import pack_tokens, unpack_tokens
-from erllama_host.protocol.inference import AdapterUse, ChatRequest, Infer, SamplingParams
+from erllama_host.protocol import decode_body, encode_body, pack_tokens, unpack_tokens
+from erllama_host.protocol.inference import AdapterUse, ChatRequest, ErrorBody, Infer, SamplingParams, error_body
 from erllama_host.protocol.validate import check_infer
 
 
@@ -70,3 +71,11 @@ def test_the_defaults_are_fine() -> None:
     check_infer(
         Infer(tokens=pack_tokens([1]), params=SamplingParams(temperature=0.8, top_k=40, top_p=0.95, seed=7, logprobs=5))
     )
+
+
+def test_an_error_travels_whatever_its_details_are() -> None:
+    error = InvalidRequest("no", field="path", key=b"\x00", near={"file": PurePosixPath("/a/b")})
+    body = error_body(error)
+    assert (body.code, body.message, body.retryable) == ("InvalidRequest", "no", error.retryable)
+    assert body.details == {"field": "path", "key": b"\x00", "near": {"file": "/a/b"}}
+    assert decode_body("error", encode_body(body), ErrorBody) == body
