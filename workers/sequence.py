@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from erllama_host.errors import ErllamaError
 from erllama_host.protocol.inference import CacheReport, Part, Stats, TokenLogprobs
 from workers.adapters import AdapterSet
 from workers.backend.base import Sampler
@@ -89,6 +90,7 @@ class Request:
         row: prompt and answer. generated: the answer alone, with what an earlier worker delivered.
         prefill_end: length of the row when it was admitted; with that many tokens computed, the next one is sampled.
         draft_from: for `verify`: logits are wanted from this position of the row on; None for inference.
+        choices: for `verify`: the likeliest token after each of these positions. failure: why it ended without all of them.
         cache: what the cache did when the request was first admitted, which is what its report tells. tally: what it does for
             the present admission: the same, unless the request was preempted.
         cuts: positions where the prefill must stop once, for state that can only be taken or shared at its very end.
@@ -124,6 +126,7 @@ class Request:
         self.draft_accepted = 0
         self.draft_pause = 0
         self.choices: list[int] = []
+        self.failure: ErllamaError | None = None
 
     def enter(self, phase: Phase) -> None:
         """Go on to `phase`; only as TRANSITIONS has it."""

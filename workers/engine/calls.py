@@ -17,7 +17,6 @@ from erllama_host.errors import (
     ErllamaError,
     InternalError,
     InvalidRequest,
-    ModelLoading,
     NotSupported,
     SessionBusy,
     Timeout,
@@ -28,7 +27,7 @@ from erllama_host.protocol.inference import SamplingParams, unpack_tokens
 from workers.commands import Answer, EngineCall, Submit
 from workers.engine.core import Core
 from workers.engine.memory import resident_bytes
-from workers.engine.requests import Requests
+from workers.engine.requests import Requests, stopping
 from workers.fingerprint import file_sha256
 from workers.kv_types import LookupResult, Pending
 from workers.sequence import Phase, Request
@@ -45,7 +44,7 @@ class AdapterHashed:
     problem: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Embedding:
     call: EngineCall
     todo: deque[list[int]]
@@ -120,11 +119,13 @@ class Calls:
         """One computation of at most `max_embed_tokens` tokens, so that streams wait for no more than that."""
         if not self._embeddings:
             return False
-        job = self._embeddings[0]
-        if job.call.deadline is not None and now >= job.call.deadline:
-            self._embeddings.popleft()
-            self._refuse(job.call, Timeout("the texts were not embedded before the deadline"))
+        # All of them: nobody waits for what is late, and it would pile up behind a long one.
+        for late in [one for one in self._embeddings if one.call.deadline is not None and now >= one.call.deadline]:
+            self._embeddings.remove(late)
+            self._refuse(late.call, Timeout("the texts were not embedded before the deadline"))
+        if not self._embeddings:
             return True
+        job = self._embeddings[0]
         try:
             self._embed_some(job)
         except ErllamaError as error:
@@ -189,6 +190,13 @@ class Calls:
             self._answer(call, c.Evicted(freed_bytes=0, deferred=True, saved_tokens=saved))
         else:
             self._answer(call, c.Evicted(freed_bytes=self.drop_context(), deferred=False, saved_tokens=saved))
+
+    def drop_when_idle(self) -> None:
+        """Carry out an `evict` that had to wait, after a save of what was computed meanwhile."""
+        core = self._core
+        if core.drop_when_idle:
+            core.kv.save_all(core.config.evict_save_timeout_s, SaveReason.EVICT)
+            self.drop_context()
 
     def drop_context(self) -> int:
         """Give the context's memory back; returns how many bytes that was, by the system's account where it has one."""
@@ -284,7 +292,7 @@ class Calls:
         if len(tokens) + len(draft) > core.backend.limits.n_ctx:
             raise InvalidRequest(f"tokens and draft exceed n_ctx {core.backend.limits.n_ctx}", field="draft")
         if core.parking is not None:
-            raise ModelLoading("the model is being stopped", retry_after_s=1.0)
+            raise stopping()
         submit = Submit(
             ref=f"verify/{call.call_id}", prompt=tokens + draft, params=SamplingParams(), seed=0, max_tokens=0,
             arrived_at=core.clock(), deadline=None,
@@ -307,9 +315,16 @@ class Calls:
             if computed:
                 self._answer(call, _verdict(request))
             else:
-                self._refuse(call, Timeout("the draft was not verified in time"))
+                self._refuse(call, self._why_not_verified(request))
             moved = True
         return moved
+
+    def _why_not_verified(self, request: Request) -> ErllamaError:
+        if request.failure is not None:
+            return request.failure
+        if self._core.parking is not None:
+            return stopping()
+        return Timeout("the draft was not verified in time")
 
 
 def _verdict(request: Request) -> c.Verified:

@@ -222,8 +222,7 @@ class Serving:
 
     def _became_idle(self) -> bool:
         """Nothing to do: check that no cell leaked, carry out a put-off `evict`, and say that we are idle."""
-        if self.core.drop_when_idle:
-            self._calls.drop_context()
+        self._calls.drop_when_idle()
         if self._was_idle:
             return False
         self._was_idle = True

@@ -42,7 +42,7 @@ class Requests:
     def _refusal(self, submit: Submit) -> ErllamaError | None:
         core = self._core
         if core.parking is not None:
-            return ModelLoading("the model is being stopped", retry_after_s=1.0)
+            return stopping()
         if core.backend.info.is_embedding_model:
             return NotSupported("an embedding model does not generate; use embed")
         # Counted like the service does, which refuses before anything is accepted: requests that come in one tick are all queued.
@@ -117,6 +117,7 @@ class Requests:
     def fail(self, request: Request, error: ErllamaError) -> None:
         """End a request with an error."""
         if request.draft_from is not None:
+            request.failure = error
             self.close(request)
             return
         self._answers.flush(request)
@@ -140,6 +141,7 @@ class Requests:
         core.running.remove(request)
         request.enter(Phase.QUEUED)
         request.preempted = True
+        request.choices.clear()
         request.tally = CacheTally()
         core.queue.append(request)
         core.counters["preemptions"] += 1
@@ -187,3 +189,8 @@ class Requests:
         if request.times.admitted_at is not None:
             took = now - request.times.admitted_at
             self._mean_service_s = took if not self._mean_service_s else 0.8 * self._mean_service_s + 0.2 * took
+
+
+def stopping() -> ModelLoading:
+    """The refusal of what comes too late."""
+    return ModelLoading("the model is being stopped", retry_after_s=1.0)

@@ -10,6 +10,7 @@ from erllama_host.protocol.inference import SamplingParams, pack_tokens
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
 from workers.commands import CancelRequest, Park
+from workers.kv_types import Pending
 from workers.sequence import Phase
 
 KINDS = ["attention", "recurrent", "hybrid"]
@@ -335,17 +336,25 @@ def test_evict_saves_and_gives_the_context_back(kind):
     assert again.generated == first.generated and again.cache.kind == "exact"
 
 
-def test_evict_beside_a_running_request_checkpoints_it_and_waits():
+def test_evict_beside_a_running_request_checkpoints_it_and_waits(monkeypatch):
     store = MemoryStore(BLOCK)
     harness = engine(store)
     ref = harness.submit(PROMPT, max_tokens=30)
     harness.until(lambda: len(harness.ids(ref)) > 5)
     result = harness.call("evict", c.Evict())
     assert result.deferred and result.saved_tokens >= len(PROMPT) and harness.core.backend.has_context
+    store.manual = True  # the daemon answers whoever waits for it, and a little late all others
+    wait = Pending.wait
+    monkeypatch.setattr(Pending, "wait", lambda pending: store.deliver() or wait(pending))
     harness.finish(ref)
     harness.tick(2)
     assert not harness.core.backend.has_context
-    assert harness.end_of(ref).generated == cold(PROMPT, max_tokens=30)
+    store.manual = False
+    store.deliver()
+    end = harness.end_of(ref)
+    assert end.generated == cold(PROMPT, max_tokens=30)
+    again = engine(store).run(harness.tokens(PROMPT) + list(end.generated), max_tokens=0)
+    assert again.cache.read_tokens == end.finish_len, "what was computed since is not lost"
 
 
 def test_parking_saves_what_is_live():

@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 
 from erllama_host.config.model import ModelConfig, ModelSpec, SpecAdapter
-from erllama_host.errors import AdapterNotFound, InternalError, InvalidRequest, SessionBusy, Timeout
+from erllama_host.errors import (
+    AdapterNotFound,
+    ContextOverflow,
+    InternalError,
+    InvalidRequest,
+    ModelLoading,
+    SessionBusy,
+    Timeout,
+)
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import AdapterUse, SamplingParams, pack_tokens
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
-from workers.commands import EmbedTexts, EngineCall, Failed, Generated
+from workers.commands import EmbedTexts, EngineCall, Failed, Generated, Park
 from workers.speculation import propose
 
 PROMPT = "the quick brown fox jumps over the lazy dog, again and again, until it is tired"
@@ -148,6 +156,17 @@ def test_embeddings_run_between_ticks_beside_streams():
     assert alone.vectors == [result.vectors[7]]
 
 
+def test_calls_to_embed_that_are_late_do_not_pile_up_behind_a_long_one():
+    harness = Harness()
+    texts = [pack_tokens(harness.tokens("a text to embed"))] * 1000
+    harness.post(EngineCall(1, "embed", EmbedTexts(texts)))
+    for call_id in range(2, 50):
+        harness.post(EngineCall(call_id, "embed", EmbedTexts(texts), deadline=harness.clock.now + 0.001))
+    harness.tick(3)
+    assert harness.answer_of(1) is None
+    assert all(isinstance(harness.answer_of(call_id).error, Timeout) for call_id in range(2, 50))
+
+
 def test_embeddings_that_cannot_be_are_refused():
     harness = Harness(n_ubatch=32)
     with pytest.raises(InvalidRequest, match="1 to 32 tokens"):
@@ -188,6 +207,33 @@ def test_verifications_of_long_drafts_and_recurrent_models():
         truth = list(harness.run(PROMPT, max_tokens=90).generated)
         body = c.Verify(tokens=pack_tokens(harness.tokens(PROMPT)), draft=pack_tokens(truth[:80]))
         assert harness.call("verify", body) == c.Verified(accepted=80, next_token=truth[80])
+
+
+def test_a_verification_that_is_preempted_half_way_counts_from_the_beginning_again():
+    harness = Harness(n_batch=48)
+    truth = list(harness.run(PROMPT, max_tokens=90).generated)
+    draft = [*truth[:60], (truth[60] + 1) % 100, *truth[61:80]]
+    body = c.Verify(tokens=pack_tokens(harness.tokens(PROMPT)), draft=pack_tokens(draft))
+    harness.post(EngineCall(1, "verify", body))
+    request = harness.until(lambda: next((one for one in harness.core.running if one.choices), None))
+    assert len(request.choices) < len(draft)
+    harness.serving._requests.preempt(request)
+    harness.until(lambda: harness.answer_of(1))
+    assert harness.answer_of(1).result == c.Verified(accepted=60, next_token=truth[60])
+
+
+def test_a_verification_that_cannot_be_says_why():
+    harness = Harness(n_cells=64)
+    body = c.Verify(tokens=pack_tokens(harness.tokens(PROMPT)), draft=b"")
+    with pytest.raises(ContextOverflow, match="64 KV cells"):
+        harness.call("verify", body)
+    harness = Harness(n_seq_max=1)
+    harness.submit("blocker", max_tokens=300)
+    harness.post(EngineCall(1, "verify", body))
+    harness.tick()
+    harness.post(Park(2, "unload", finish_s=60.0, save_s=0.0))
+    harness.until(lambda: harness.answer_of(1))
+    assert isinstance(harness.answer_of(1).error, ModelLoading)
 
 
 def test_a_verification_that_is_late_or_cancelled_says_so():
