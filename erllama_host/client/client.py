@@ -229,13 +229,13 @@ class Client:
     # ---- how it is done; for Model and Stream --------------------------------------------------------------------
 
     def _connected(self) -> "Connection":
-        with self._lock:
-            if self._connection is None:
-                self._connect()
-            assert self._connection is not None
-            return self._connection
+        connection = self._connection  # set once; looked at without the lock, which a forked child may never get
+        if connection is None:
+            with self._lock:
+                connection = self._connection or self._connect()
+        return connection
 
-    def _connect(self) -> None:
+    def _connect(self) -> "Connection":
         from erllama_host.client.loop_thread import LoopThread  # asyncio: not before it is needed
 
         if self._closed:
@@ -248,6 +248,7 @@ class Client:
             raise
         self._thread, self._connection = thread, connection
         self._finalizer = weakref.finalize(self, thread.stop, connection.close)
+        return connection
 
     def _post(self, function: Callable[..., object], *args: Any) -> None:
         if self._thread is None or not self._thread.post(function, *args):

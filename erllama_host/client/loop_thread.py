@@ -29,8 +29,12 @@ class LoopThread:
 
     def post(self, function: Callable[..., object], *args: Any) -> bool:
         """Run `function` on the loop, soon; False when the loop is stopped, or the process is a forked child of the owner."""
+        if (
+            os.getpid() != self._pid
+        ):  # before the lock: another thread may have held it at the fork, and is not there to let go
+            return False
         with self._lock:
-            if self._stopped or os.getpid() != self._pid:
+            if self._stopped:
                 return False
             self._loop.call_soon_threadsafe(function, *args)
             return True
@@ -51,8 +55,10 @@ class LoopThread:
 
     def stop(self, on_stop: Callable[[], object]) -> None:
         """End the thread. Idempotent; does nothing in a forked child, where there is no such thread."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
-            if self._stopped or os.getpid() != self._pid:
+            if self._stopped:
                 return
             self._stopped = True
             self._loop.call_soon_threadsafe(self._end, on_stop)

@@ -114,7 +114,9 @@ class Transcript:
             count += len(piece.token_ids)
             self.texts.setdefault(piece.channel, []).append(piece.text)
             if piece.logprobs is not None:
-                self.logprobs = [*(self.logprobs or ()), *piece.logprobs]
+                if self.logprobs is None:
+                    self.logprobs = []
+                self.logprobs += piece.logprobs
         return count
 
     def completion(self, end: StreamEnd) -> Completion:

@@ -95,6 +95,39 @@ def test_a_forked_child_is_told_to_make_its_own():
     assert done.stdout.split()[-2:] == ["1", "1"]
 
 
+def test_a_forked_child_does_not_wait_for_threads_that_it_has_not():
+    """Whoever held a lock at the fork is not there to let it go; and the child drops what it has inherited, garbage included."""
+    code = (
+        "import os, signal, threading\n"
+        "from erllama_host import Client\n"
+        "client = Client()\n"
+        "client.hello()\n"
+        "held, over = threading.Event(), threading.Event()\n"
+        "def hold():\n"
+        "    with client._lock, client._thread._lock:\n"
+        "        held.set(), over.wait()\n"
+        "threading.Thread(target=hold).start()\n"
+        "held.wait()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    signal.alarm(30)\n"
+        "    stopped = []\n"
+        "    for call in (client.hello, lambda: client.model('tiny').infer('x')):\n"
+        "        try:\n"
+        "            call()\n"
+        "        except RuntimeError:\n"
+        "            stopped.append(True)\n"
+        "    client._thread.stop(lambda: None)\n"
+        "    os._exit(len(stopped))\n"
+        "status = os.waitpid(pid, 0)[1]\n"
+        "over.set()\n"
+        "print(os.waitstatus_to_exitcode(status))\n"
+    )
+    with FakeHost() as host:
+        done = run_python(code, "ignore", ERLLAMA_ENDPOINT=host.endpoint)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
 def test_a_client_that_was_never_used_has_no_thread():
     before = set(threading.enumerate())
     client = Client("ipc:///tmp/no")
