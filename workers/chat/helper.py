@@ -4,6 +4,7 @@ Starting takes a tenth of a second and is not part of a rendering's limit. A hel
 killed; the next rendering starts another.
 """
 
+import os
 import select
 import signal
 import subprocess
@@ -38,11 +39,16 @@ class TemplateHelper:
         """Render one conversation.
 
         Raises:
-            InvalidRequest: the template refuses the messages.
+            InvalidRequest: the template refuses the messages, or they nest too deeply to be sent.
             NotSupported: the template cannot be run, or not within its limits.
+            InternalError: there is no helper to be had.
         """
         process = self._running()
-        answer = self._ask(process, pack(job), WALL_S)
+        try:
+            frame = pack(job)
+        except RecursionError as error:
+            raise InvalidRequest("the messages nest too deeply", field="chat.messages") from error
+        answer = self._ask(process, frame, WALL_S)
         if answer is None:
             raise _unsupported(self._post_mortem(process))
         if answer.refused:
@@ -64,9 +70,7 @@ class TemplateHelper:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "workers.chat.sandbox"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
+        self._process = process = _start_process()
         answer = self._ask(process, pack(self._start), START_S)
         if answer is not None and answer.ready:
             return process
@@ -81,11 +85,7 @@ class TemplateHelper:
         """Send a frame and wait for its answer; None if none came, and then the helper is unusable."""
         assert process.stdin is not None and process.stdout is not None
         deadline = time.monotonic() + limit_s
-        try:
-            rest = memoryview(frame)
-            while rest:
-                rest = rest[process.stdin.write(rest) :]
-        except BrokenPipeError:
+        if not _write(process.stdin, frame, deadline):
             return None
         head = _read(process.stdout, LENGTH.size, deadline)
         if head is None or LENGTH.unpack(head)[0] > MAX_ANSWER_BYTES:
@@ -110,17 +110,46 @@ class TemplateHelper:
             pipe.close()
 
 
+def _start_process() -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "workers.chat.sandbox"]
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    except OSError as error:
+        raise InternalError(f"the helper process for chat templates cannot be started: {error.strerror}") from error
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)  # a helper that does not read must not be waited for without end
+    return process
+
+
+def _write(pipe: IO[bytes], frame: bytes, deadline: float) -> bool:
+    """All of `frame`; False at the deadline, or when the other side is gone."""
+    rest = memoryview(frame)
+    while rest:
+        if not _is_ready(pipe, select.POLLOUT, deadline):
+            return False
+        try:
+            rest = rest[pipe.write(rest) or 0 :]
+        except BrokenPipeError:
+            return False
+    return True
+
+
 def _read(pipe: IO[bytes], size: int, deadline: float) -> bytes | None:
     """Exactly `size` bytes; None at the deadline or the end."""
     chunks: list[bytes] = []
     while size:
-        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-        chunk = pipe.read(size) if ready else b""
+        chunk = pipe.read(size) if _is_ready(pipe, select.POLLIN, deadline) else b""
         if not chunk:
             return None
         chunks.append(chunk)
         size -= len(chunk)
     return b"".join(chunks)
+
+
+def _is_ready(pipe: IO[bytes], event: int, deadline: float) -> bool:
+    poll = select.poll()
+    poll.register(pipe, event)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1e3))
 
 
 def _unsupported(reason: str) -> NotSupported:

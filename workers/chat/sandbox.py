@@ -26,8 +26,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from workers.chat.frames import CPU_S, LENGTH, Answer, Job, Start, pack
 
 ADDRESS_SPACE_BYTES = 1 << 30
-_UNFIT = (jinja2.UndefinedError, TypeError, LookupError, AttributeError, ValueError)
 MAX_TEXT_CHARS = 16 << 20
+MAX_ERROR_CHARS = 1000
+_UNFIT = (jinja2.UndefinedError, TypeError, LookupError, AttributeError, ValueError)
+_FAILURES = (*_UNFIT, jinja2.TemplateError, ArithmeticError, RuntimeError)
+"""What a template does with values it did not expect may raise anything that operations on plain data raise."""
 
 
 class Refused(Exception):
@@ -88,7 +91,7 @@ class Template:
             originals.append(_replace(messages, path, f"\ue000{nonce}.{index}\ue001"))
         try:
             marked = self._text(job, messages)
-        except (jinja2.TemplateError, Refused, TypeError, ValueError):
+        except (*_FAILURES, Refused):
             return None
         pieces = re.split(f"\ue000{nonce}\\.([0-9]+)\ue001", marked)
         runs = [(piece, -1) if at % 2 == 0 else (originals[int(piece)], int(piece)) for at, piece in enumerate(pieces)]
@@ -104,8 +107,8 @@ def serve(reader: BinaryIO, writer: BinaryIO) -> None:
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
         template = Template(start)
-    except (jinja2.TemplateError, RecursionError, MemoryError) as error:
-        _write(writer, Answer(error=f"{type(error).__name__}: {error}"))
+    except (*_FAILURES, SyntaxError, MemoryError) as error:  # SyntaxError: blocks that nest deeper than Python has them
+        _write(writer, Answer(error=_said(error)))
         return
     signal.setitimer(signal.ITIMER_PROF, 0)
     _write(writer, Answer(ready=True))
@@ -120,21 +123,16 @@ def _guarded(template: Template, job: Job) -> Answer:
     try:
         return template.render(job)
     except Refused as error:
-        return Answer(error=str(error), refused=True)
+        return Answer(error=str(error)[:MAX_ERROR_CHARS], refused=True)
     except MemoryError:
         return Answer(error="it needs too much memory")
-    # What a template does with values it did not expect may raise anything that operations on plain data raise.
-    except (
-        jinja2.TemplateError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
+    except _FAILURES as error:
         unfit = isinstance(error, _UNFIT) and not isinstance(error, jinja2.TemplateNotFound)
-        return Answer(error=f"{type(error).__name__}: {error}", unfit=unfit)
+        return Answer(error=_said(error), unfit=unfit)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
 
 
 def _replace(messages: Any, path: list[int | str], text: str) -> str:
