@@ -8,7 +8,7 @@ from pathlib import Path
 
 from erllama_host.doctor.context import Context, instance_of
 from erllama_host.doctor.finding import Finding, ok
-from erllama_host.doctor.scan import HostProcess
+from erllama_host.doctor.scan import HostProcess, scan_processes
 from erllama_host.supervisor.leftovers import clean_run_directory
 
 
@@ -100,12 +100,16 @@ def check_orphaned_memory(context: Context) -> Iterator[Finding]:
             "warning",
             f"{path} holds {used >> 20} MiB for a host that does not run",
             f"rm -r {path}, or: erllama doctor --fix",
-            fix=partial(_remove_tree, path),
+            fix=partial(_remove_unless_used, path, prefix),
         )
     if not found:
         yield ok("orphaned-memory", f"nothing is left in {folder}")
 
 
-def _remove_tree(path: Path) -> str:
+def _remove_unless_used(path: Path, prefix: str) -> str:
+    """Looks at the processes again: a host may have started between the first look and the one at the folder."""
+    used = {prefix + instance_of(process.run) for process in scan_processes() if process.run is not None}
+    if path.name in used:
+        return f"left {path} as it is: its host runs"
     shutil.rmtree(path)
     return f"removed {path}"

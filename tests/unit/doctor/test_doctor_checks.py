@@ -8,6 +8,7 @@ import time
 import pytest
 
 from erllama_host.config import CacheConfig, Config, ModelConfig, Paths, RemoteSection, TierConfig
+from erllama_host.doctor import leftovers
 from erllama_host.doctor.build import backends_text, check_cpu_flags, check_llama
 from erllama_host.doctor.context import Context, gather, instance_of
 from erllama_host.doctor.examine import CHECKS, examine
@@ -171,6 +172,15 @@ def test_shared_memory_of_a_dead_host_is_removed_and_of_a_live_one_kept(look, pa
     finding.fix()
     assert folders[alive].exists()
     assert not folders[dead].exists()
+
+
+def test_shared_memory_of_a_host_that_has_started_meanwhile_is_kept(look, paths, tmp_path, monkeypatch):
+    folder = tmp_path / "shm" / f"erllama-{os.geteuid()}-{instance_of(paths.run)}"
+    folder.mkdir()
+    (finding,) = look(check_orphaned_memory)
+    monkeypatch.setattr(leftovers, "scan_processes", lambda: [process(paths, "cache")])
+    assert "its host runs" in finding.fix()
+    assert folder.exists()
 
 
 @pytest.mark.parametrize(
