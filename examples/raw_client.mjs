@@ -75,10 +75,13 @@ class RawClient {
       if (kind === "tokens" && body.first_index === index) {
         const count = (body.ids?.length ?? 0) / 4;
         index += count;
-        yield (body.parts ?? []).map(([, part]) => part).join("");
+        yield textOf(body);
         await this.send("credit", ref, model, { tokens: count }); // read: the worker may send as many more
+      } else if (kind === "done" && (body.generated ?? 0) > index) {
+        await this.send("resume", ref, model, { next_index: index }); // messages were lost before it
       } else if (kind === "done" || kind === "error") {
-        yield result(message);
+        yield textOf(result(message)); // what was held back until the end
+        yield body;
         return;
       }
     }
@@ -89,6 +92,11 @@ class RawClient {
 function result({ kind, body }) {
   if (kind === "error") throw new Error(`${body.code}: ${body.message}`);
   return body;
+}
+
+// The text of a message, of all channels.
+function textOf(body) {
+  return (body.parts ?? []).map(([, part]) => part).join("");
 }
 
 // Token ids travel as little-endian u32.

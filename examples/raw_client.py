@@ -1,4 +1,4 @@
-"""A client in 110 lines with nothing but `zmq` and `msgpack`: the wire is open to any language.
+"""A client in 120 lines with nothing but `zmq` and `msgpack`: the wire is open to any language.
 
     python examples/raw_client.py [MODEL] [PROMPT]
 
@@ -82,10 +82,13 @@ class RawClient:
             if kind == "tokens" and body["first_index"] == index:
                 count = len(unpack(body.get("ids", b"")))
                 index += count
-                yield "".join(part for _, part in body.get("parts", []))
+                yield text_of(body)
                 self.send("credit", ref, model, tokens=count)  # read: the worker may send as many more
+            elif kind == "done" and body.get("generated", 0) > index:
+                self.send("resume", ref, model, next_index=index)  # messages were lost before it
             elif kind in ("done", "error"):
-                yield result(kind, body)
+                yield text_of(result(kind, body))  # what was held back until the end
+                yield body
                 return
         raise SystemExit("the model does not answer")
 
@@ -95,6 +98,11 @@ def result(kind: str, body: Body) -> Body:
     if kind == "error":
         raise SystemExit(f"{body['code']}: {body['message']}")
     return body
+
+
+def text_of(body: Body) -> str:
+    """The text of a message, of all channels."""
+    return "".join(part for _, part in body.get("parts", []))
 
 
 def unpack(ids: bytes) -> list[int]:

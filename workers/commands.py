@@ -134,11 +134,12 @@ class Generated:
 
 @dataclass(frozen=True)
 class Finished:
-    """A request ended without an error."""
+    """A request ended without an error. `parts`: text that was held back until now."""
 
     ref: str
     finish_reason: str
     generated: tuple[int, ...]
+    parts: tuple[Part, ...]
     finish_key: bytes | None
     finish_len: int
     cache: CacheReport

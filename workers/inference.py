@@ -170,6 +170,7 @@ class Inference:
             finish_key=report.finish_key,
             finish_len=report.finish_len,
             generated=len(report.generated),
+            parts=list(report.parts),
             cancelled=report.cancel_reason is not None,
             cancel_reason=report.cancel_reason,
             cache=report.cache,

@@ -337,7 +337,7 @@ class Streams:
         effects: list[Effect] = []
         while stream.sent < len(stream.events):
             event = stream.events[stream.sent]
-            if event.first_index >= stream.granted and event.ids:
+            if event.first_index >= stream.granted:
                 break
             stream.sent += 1
             effects.append(Send(stream.peer, stream.ref, "tokens", event.body()))
@@ -382,11 +382,8 @@ def _append(stream: Stream, report: Generated) -> None:
 
 
 def _position(events: list[_Event], next_index: int) -> int:
-    """Position of the first event a client needs that has all tokens before `next_index`.
-
-    An event without tokens (text released at the very end) is always sent again; it can only be the last.
-    """
+    """Position of the first event a client needs that has all tokens before `next_index`."""
     position = len(events)
-    while position and (events[position - 1].end > next_index or not events[position - 1].ids):
+    while position and events[position - 1].end > next_index:
         position -= 1
     return position

@@ -16,15 +16,11 @@ class Fit(Enum):
 
 
 class Answer:
-    """Ids in sequence, nothing twice, nothing left out.
-
-    Text without ids (held back, released at the end) is kept until `rest` or the next ids: a replay of it must not show twice.
-    """
+    """Ids in sequence, nothing twice, nothing left out."""
 
     def __init__(self) -> None:
         self.next_index = 0
         self._ids = bytearray()
-        self._held_back: tuple[Part, ...] = ()
 
     @property
     def ids(self) -> bytes:
@@ -40,23 +36,14 @@ class Answer:
 
     def take(self, event: Tokens) -> tuple[Piece, ...]:
         """Append an event that fits; the pieces to deliver."""
-        if not event.ids:
-            self._held_back = tuple(event.parts)
-            return ()
-        pieces = _pieces([*self._held_back, *event.parts], unpack_tokens(event.ids), self.next_index, event.logprobs)
-        self._held_back = ()
+        pieces = _pieces(event.parts, unpack_tokens(event.ids), self.next_index, event.logprobs)
         self._ids += event.ids
         self.next_index += len(event.ids) // 4
         return pieces
 
-    def rest(self) -> tuple[Piece, ...]:
-        """What is still held back, at the end of the stream."""
-        parts, self._held_back = self._held_back, ()
+    def rest(self, parts: Sequence[Part]) -> tuple[Piece, ...]:
+        """The pieces of the text that was held back until the end."""
         return _pieces(parts, [], self.next_index, None) if parts else ()
-
-    def forget_held_back(self) -> None:
-        """Another life of the worker takes over; it holds back the same text and releases it itself."""
-        self._held_back = ()
 
 
 class Credit:

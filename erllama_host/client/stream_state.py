@@ -10,7 +10,8 @@ What keeps an answer whole, in any order of losses, repetitions and restarts:
   beyond it (or across it) makes the client ask again with `resume`. So nothing is delivered twice or skipped.
 - Before the `accepted` of the current attempt, tokens are not taken: they would be of an earlier life of the worker, whose
   continuation the new one does not know.
-- Text without ids (what was held back, released at the end) is kept until `done`: a replay of it must not show twice.
+- `done` says how many ids there are and brings the text that was held back: an answer that lacks some asks again, and one whose
+  rest does not come after `_MAX_REPLAYS` questions ends in an error. No answer is shorter than it should be without a word.
 - Credit follows the reader. A lost grant is healed by `resume`, which grants a whole window anew; hence silence is only taken for
   a loss while the worker has credit: asking again and again on behalf of a reader who does not read would fill memory.
 """
@@ -45,7 +46,7 @@ _BUSY = ("QueueFull", "SessionBusy")
 """Refusals that a resubmission waits out: it has been admitted before, and its caller may have part of the answer."""
 _AFTER_DEATH_S = 0.1
 _MAX_REPLAYS = 8
-"""So many replays without a token, and a `done` that speaks of more tokens than came is believed."""
+"""So many replays without a token, and the rest of an answer that has ended at the worker is given up."""
 
 
 class Phase(Enum):
@@ -224,9 +225,14 @@ class StreamState:
         if not self._live:
             return self._ask(now)
         self._quiet_since = now
-        if event.generated > self.answer.next_index and self._replays < _MAX_REPLAYS:
+        missing = event.generated - self.answer.next_index
+        if missing <= 0:
+            return self._finish(event, now)
+        if self._replays < _MAX_REPLAYS:
             return self._ask(now, force=True)
-        return self._finish(event, now)
+        return self.give_up(
+            Timeout(f"the last {missing} tokens of the answer did not come, although they were asked for")
+        )
 
     def _on_lost(self, now: float) -> list[Action]:
         if not self._asked or self.phase is Phase.WAITING:
@@ -258,7 +264,6 @@ class StreamState:
     def _submit(self, now: float) -> list[Action]:
         """Send the request, as this attempt; with what is known of earlier ones."""
         self.phase, self._live, self._asked, self._sent = Phase.SUBMITTED, False, False, True
-        self.answer.forget_held_back()
         self._quiet_since = self._last_submitted = now
         return [self._send("infer", self._body(), now)]
 
@@ -360,7 +365,7 @@ class StreamState:
 
     def _finish(self, done: Done, now: float) -> list[Action]:
         self.phase = Phase.ENDED
-        rest = self.answer.rest()
+        rest = self.answer.rest(done.parts)
         stats = stats_of(
             done,
             generated=self.answer.next_index,

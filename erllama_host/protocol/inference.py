@@ -192,7 +192,7 @@ class Tokens(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
 
     Attributes:
         first_index: index of the first id in the answer, from 0.
-        ids: packed ids. May be empty when only held-back text is released.
+        ids: packed ids, at least one.
         parts: text, cut where the channel changes. Never half a UTF-8 character, never part of a stop string.
         logprobs: one per id, when asked for.
     """
@@ -254,6 +254,8 @@ class Done(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
         finish_reason: `stop` (end token), `stop_string`, `length`, `context`, `cancelled`, `prefill`.
         finish_key: key of the finished row, for `parent_key`; None when its save was gated.
         finish_len: tokens of that row.
+        generated: ids of the whole answer: who has fewer asks for them with `resume`.
+        parts: text that was held back until the end. Not in a `tokens`: without ids it has no index by which its loss would show.
         cancelled, cancel_reason: `client`, `unload`, `deadline`, `lost_client`, `shutdown`.
     """
 
@@ -261,6 +263,7 @@ class Done(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     finish_key: bytes | None = None
     finish_len: int = 0
     generated: int = 0
+    parts: list[Part] = []
     cancelled: bool = False
     cancel_reason: str | None = None
     cache: CacheReport = CacheReport()

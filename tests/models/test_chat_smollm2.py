@@ -6,7 +6,7 @@ from erllama_host.ids import new_ref
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import ChatRequest, Infer, SamplingParams, unpack_tokens
 from tests.support.models import smollm2
-from tests.support.workers import MODEL_ID, WorkerProcess
+from tests.support.workers import MODEL_ID, WorkerProcess, text_of
 
 pytestmark = [pytest.mark.process, pytest.mark.model]
 
@@ -46,8 +46,7 @@ def ask(worker, messages, **options):
     accepted, tokens, done = worker.controller.stream(ref)
     prompt = unpack_tokens(accepted.prompt)
     generated = [token for event in tokens for token in unpack_tokens(event.ids)]
-    text = "".join(part.text for event in tokens for part in event.parts)
-    return prompt, generated, text, done
+    return prompt, generated, text_of(tokens, done), done
 
 
 def test_ten_turns_sent_as_messages_hit_to_the_last_token(worker):

@@ -24,7 +24,7 @@ from erllama_host.protocol.inference import (
     unpack_tokens,
 )
 from erllama_host.protocol.link import Park as ParkBody
-from tests.support.workers import MODEL_ID, FakeController, WorkerProcess, until
+from tests.support.workers import MODEL_ID, FakeController, WorkerProcess, text_of, until
 
 pytestmark = pytest.mark.process
 
@@ -35,10 +35,6 @@ def infer(worker, ref=None, **request):
     ref = ref or new_ref(MODEL_ID)
     worker.controller.send("infer", Infer(**request), ref=ref, peer=CLIENT)
     return ref
-
-
-def text_of(tokens):
-    return "".join(part.text for event in tokens for part in event.parts)
 
 
 def ids_of(tokens):
@@ -54,22 +50,21 @@ def worker():
 def test_it_answers_a_request(worker):
     accepted, tokens, done = worker.controller.stream(infer(worker, text="hello", max_tokens=20))
     assert unpack_tokens(accepted.prompt) == list(b"hello")
-    assert len(ids_of(tokens)) == 20 and len(text_of(tokens)) == 20
+    assert len(ids_of(tokens)) == 20 and len(text_of(tokens, done)) == 20
     assert (done.finish_reason, done.generated, done.stats.prompt_tokens) == ("length", 20, 5)
 
 
 def test_several_requests_at_a_time_get_each_its_own_answer(worker):
-    alone = [text_of(worker.controller.stream(infer(worker, text=f"prompt {n}", max_tokens=30))[1]) for n in range(6)]
+    alone = [text_of(*worker.controller.stream(infer(worker, text=f"prompt {n}", max_tokens=30))[1:]) for n in range(6)]
     refs = [infer(worker, text=f"prompt {n}", max_tokens=30) for n in range(6)]
-    assert [text_of(worker.controller.stream(ref)[1]) for ref in refs] == alone
+    assert [text_of(*worker.controller.stream(ref)[1:]) for ref in refs] == alone
 
 
 def test_a_stop_string_ends_an_answer_and_is_not_shown(worker):
-    _, tokens, _ = worker.controller.stream(infer(worker, text="hello", max_tokens=40))
-    whole = text_of(tokens)
+    whole = text_of(*worker.controller.stream(infer(worker, text="hello", max_tokens=40))[1:])
     stop = whole[10:13]
     _, tokens, done = worker.controller.stream(infer(worker, text="hello", max_tokens=40, stop=[stop]))
-    assert text_of(tokens) == whole[: whole.index(stop)] and done.finish_reason == "stop_string"
+    assert text_of(tokens, done) == whole[: whole.index(stop)] and done.finish_reason == "stop_string"
 
 
 def test_every_call_is_answered(worker):
@@ -96,25 +91,25 @@ def test_an_adapter_is_told_in_the_info_and_pinned_to_requests(worker, tmp_path)
     path = tmp_path / "lora.gguf"
     path.write_bytes(b"GGUF1")
     call = worker.controller.call
-    plain = text_of(worker.controller.stream(infer(worker, text="hello", max_tokens=20))[1])
+    plain = text_of(*worker.controller.stream(infer(worker, text="hello", max_tokens=20))[1:])
     handle = call("load_adapter", c.LoadAdapter(path=str(path))).handle
     ref = infer(worker, text="hello", max_tokens=20)
     uses = worker.controller.expect("accepted", ref=ref, where=lambda body: body.adapters).adapters
     assert [use.handle for use in uses] == [handle]
-    assert text_of(worker.controller.stream(ref)[1]) != plain
+    assert text_of(*worker.controller.stream(ref)[1:]) != plain
     until(lambda: [a.handle for a in call("worker_info").adapters] == [handle], "adapters in worker_info")
     call("unload_adapter", c.UnloadAdapter(handle=handle))
-    assert text_of(worker.controller.stream(infer(worker, text="hello", max_tokens=20))[1]) == plain
+    assert text_of(*worker.controller.stream(infer(worker, text="hello", max_tokens=20))[1:]) == plain
 
 
 def test_a_resumed_answer_goes_on_as_it_would_have(worker):
-    accepted, tokens, _ = worker.controller.stream(infer(worker, text="tell me", max_tokens=40))
-    ids, text = ids_of(tokens), text_of(tokens)
+    accepted, tokens, done = worker.controller.stream(infer(worker, text="tell me", max_tokens=40))
+    ids, text = ids_of(tokens), text_of(tokens, done)
     point = ResumePoint(delivered=pack_tokens(ids[:15]), seed=accepted.seed)
     ref = infer(worker, tokens=accepted.prompt, max_tokens=40, attempt=1, resume=point)
     again, rest, done = worker.controller.stream(ref)
     assert again.attempt == 1 and rest[0].first_index == 15
-    assert (ids_of(rest), text_of(rest)) == (ids[15:], text[15:])
+    assert (ids_of(rest), text_of(rest, done)) == (ids[15:], text[15:])
     assert done.generated == 40
 
 

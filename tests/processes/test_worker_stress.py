@@ -6,7 +6,7 @@ import pytest
 
 from erllama_host.ids import new_ref
 from erllama_host.protocol.inference import Cancel, ChatRequest, Credit, Infer, Resume, SamplingParams, unpack_tokens
-from tests.support.workers import MODEL_ID, WAIT_S, WorkerProcess
+from tests.support.workers import MODEL_ID, WAIT_S, WorkerProcess, text_of
 
 pytestmark = pytest.mark.process
 
@@ -60,8 +60,11 @@ class Client:
                     self.ids += unpack_tokens(body.ids)
                     self.text += "".join(part.text for part in body.parts)
                 else:
-                    assert body.first_index < len(self.ids) or not body.ids, "tokens are missing"
-            case "done" | "error":
+                    assert body.first_index < len(self.ids), "tokens are missing"
+            case "done":
+                self.text += "" if self.ends else text_of((), body)
+                self.ends.append(body)
+            case "error":
                 self.ends.append(body)
 
     def next_move(self):
@@ -97,8 +100,8 @@ def test_all_streams_are_whole_and_end_once(seed):
             _check(client)
         assert sum(not hasattr(client.ends[0], "code") for client in clients.values()) > 50
         for client in [one for one in clients.values() if _is_plain(one)][:10]:
-            _, tokens, _ = worker.controller.stream(_alone(worker, client))
-            alone = "".join(part.text for event in tokens for part in event.parts)
+            _, tokens, done = worker.controller.stream(_alone(worker, client))
+            alone = text_of(tokens, done)
             assert alone == client.text, client.greedy_prompt
         assert worker.controller.call("status").status == "idle"
 

@@ -11,7 +11,7 @@ from erllama_host.client.infer_options import infer_request
 from erllama_host.client.limits import StreamLimits
 from erllama_host.client.results import Completion, StreamEnd, Transcript
 from erllama_host.client.stream_state import StreamState
-from erllama_host.protocol.inference import Accepted, Done, ErrorBody, Moved, Tokens
+from erllama_host.protocol.inference import Accepted, ErrorBody, Moved
 from tests.support.fake_worker import FakeWorker, is_valid_answer, text_of_all
 
 REF = "tiny/" + "0123456789abcdef" * 2
@@ -87,11 +87,8 @@ class World:
             self.down.insert(0, self.down[0])
 
     def lose_down(self) -> None:
-        """A full pipe loses everything until there is room again; text released at the end has its `done` right behind it."""
         if self.down:
-            lost = self.down.pop(0)
-            if isinstance(lost, Tokens) and not lost.ids and self.down and isinstance(self.down[0], Done):
-                self.down.pop(0)
+            self.down.pop(0)
 
     def lose_up(self) -> None:
         if self.up:

@@ -149,7 +149,7 @@ class Harness:
         return ids
 
     def text(self, ref):
-        return "".join(part.text for report in self.of(ref, Generated) for part in report.parts)
+        return "".join(part.text for report in self.of(ref, Generated | Finished) for part in report.parts)
 
     def answer_of(self, call_id):
         return next((one for one in self.reports if isinstance(one, Answer) and one.call_id == call_id), None)

@@ -152,21 +152,18 @@ class FakeWorker:
 
     def _finish(self, ref: str, run: Run, cancel_reason: str | None = None) -> list[Event]:
         run.finished = True
-        events: list[tuple[str, object]] = []
-        if run.held:
-            events.append(("tokens", Tokens(first_index=run.position, parts=[Part("text", run.held)])))
         cancelled = cancel_reason is not None
         done = Done(
             finish_reason="cancelled" if cancelled else "length",
             finish_key=b"k" * 32,
             finish_len=len(run.prompt) // 4 + run.position,
             generated=run.position,
+            parts=[Part("text", run.held)] if run.held else [],
             cancelled=cancelled,
             cancel_reason=cancel_reason,
         )
-        events.append(("done", done))
-        run.log += events
-        return [(ref, kind, body) for kind, body in events]
+        run.log.append(("done", done))
+        return [(ref, "done", done)]
 
 
 def _held(ids: list[int]) -> str:

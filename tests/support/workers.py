@@ -80,8 +80,8 @@ class FakeEngine:
         ids = tuple(text.encode())
         self.report(Generated(ref, first, ids, (Part("text", text),)))
 
-    def finish(self, ref, generated=(), reason="stop", cancel_reason=None):
-        self.report(Finished(ref, reason, tuple(generated), None, 0, CacheReport(), Stats(), cancel_reason))
+    def finish(self, ref, generated=(), reason="stop", cancel_reason=None, parts=()):
+        self.report(Finished(ref, reason, tuple(generated), parts, None, 0, CacheReport(), Stats(), cancel_reason))
 
     def has(self, kind, **fields):
         """The first command of a type with these fields."""
@@ -89,6 +89,11 @@ class FakeEngine:
             if isinstance(command, kind) and all(getattr(command, name) == value for name, value in fields.items()):
                 return command
         return None
+
+
+def text_of(tokens, done):
+    """The text of an answer, from its events."""
+    return "".join(part.text for event in (*tokens, done) for part in event.parts)
 
 
 class FakeController:

@@ -5,6 +5,7 @@ a message and a token may come every millisecond; but never beside a step with p
 the end of the answer.
 """
 
+from erllama_host.protocol.inference import Part
 from workers.backend.logprobs import logprob_of
 from workers.backend.values import Logits
 from workers.commands import Generated
@@ -51,17 +52,16 @@ class Answers:
         self._send_or_hold(request, now)
         return None
 
-    def finish_text(self, request: Request) -> None:
-        """Release what the text filters held back, and report all of it."""
-        if request.text is not None:
-            request.outbox.parts += request.text.finish()
+    def finish_text(self, request: Request) -> tuple[Part, ...]:
+        """Report what is held of an answer that is over; returns the text that the filters held back."""
         self.flush(request)
+        return () if request.text is None else tuple(request.text.finish())
 
     def flush(self, request: Request) -> None:
         """Report what is held of one answer."""
         self._waiting.pop(request.ref, None)
         box = request.outbox
-        if not box.ids and not box.parts:
+        if not box.ids:  # text comes with ids only
             return
         logprobs = tuple(box.logprobs) if request.submit.params.logprobs is not None else None
         self._core.mailbox.report(Generated(request.ref, box.first_index, tuple(box.ids), tuple(box.parts), logprobs))

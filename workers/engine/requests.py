@@ -94,7 +94,7 @@ class Requests:
         if request.draft_from is not None:
             self.close(request)
             return
-        self._answers.finish_text(request)
+        parts = self._answers.finish_text(request)
         finish_len = request.num_kv
         finish_key = core.kv.finish(request) if request.live is not None else None
         core.counters["cancelled" if cancel_reason else "finished"] += 1
@@ -106,6 +106,7 @@ class Requests:
                 ref=request.ref,
                 finish_reason=reason,
                 generated=tuple(request.generated),
+                parts=parts,
                 finish_key=finish_key,
                 finish_len=finish_len,
                 cache=cache_report(request),

@@ -101,7 +101,7 @@ def test_a_gap_is_asked_about_and_not_delivered():
     assert kinds(state.on_event(tokens(2, 3, 4), 0.9)) == ["resume"], "text across the end cannot be cut"
 
 
-def test_channels_become_pieces_and_text_without_ids_comes_with_the_end():
+def test_channels_become_pieces_and_text_that_was_held_back_comes_with_the_end():
     state = running()
     event = Tokens(first_index=0, ids=pack_tokens([5, 6]), parts=[Part("thinking", "hm"), Part("text", "so")])
     (deliver,) = state.on_event(event, 0.0)
@@ -109,24 +109,11 @@ def test_channels_become_pieces_and_text_without_ids_comes_with_the_end():
         ("thinking", "hm", [5, 6], 0),
         ("text", "so", [], 2),
     ]
-    flush = Tokens(first_index=2, parts=[Part("text", "…")])
-    assert state.on_event(flush, 0.0) == state.on_event(flush, 0.0) == []
-    rest, end = state.on_event(Done(finish_reason="stop", generated=2), 0.5)
+    rest, end = state.on_event(Done(finish_reason="stop", generated=2, parts=[Part("text", "…")]), 0.5)
     assert isinstance(rest, Deliver)
     assert [p.text for p in rest.pieces] == ["…"]
     assert (end.result.stats.finish_reason, end.result.prompt) == ("stop", PROMPT)
     assert end.result.stats.client_total_ms == 500
-
-
-def test_held_back_text_of_a_dead_worker_is_forgotten():
-    state = running()
-    state.on_event(tokens(0, 5), 0.0)
-    state.on_event(Tokens(first_index=1, parts=[Part("text", "tail")]), 0.0)
-    state.on_tick(2.0)
-    state.on_event(Lost(incarnation="b"), 2.0)
-    accepted(state, 2.0, "b", attempt=1)
-    (deliver,) = state.on_event(tokens(1, 6, text="tail and more"), 2.0)
-    assert deliver.pieces[0].text == "tail and more"
 
 
 def test_lost_means_resubmit_with_all_that_is_known():
@@ -255,7 +242,8 @@ def test_done_before_all_tokens_came_asks_for_them_but_not_for_ever():
     for _ in range(8):
         assert kinds(state.on_event(done, 0.0)) == ["resume"]
         accepted(state)
-    assert kinds(state.on_event(done, 0.0)) == ["End"]
+    lost = failure(state.on_event(done, 0.0))
+    assert isinstance(lost, Timeout) and "last 3 tokens" in lost.message
 
 
 def test_two_lives_that_took_the_same_attempt_are_not_mixed():

@@ -19,7 +19,7 @@ from erllama_host.protocol.inference import (
     unpack_tokens,
 )
 from erllama_host.protocol.link import Park as ParkBody
-from tests.support.workers import MODEL_ID, RunningService, until
+from tests.support.workers import MODEL_ID, RunningService, text_of, until
 from workers.commands import Admitted, CancelRequest, EngineCall, EngineSnapshot, Failed, Hold, Park
 from workers.model import EngineEnded, LoadAdvanced, LoadFailed
 from workers.service import GRACE_S, Silence
@@ -47,10 +47,10 @@ def test_a_stream_from_request_to_done(shared):
     assert (submit.prompt, submit.max_tokens, submit.seed) == (list(b"hello"), 5, 7)
     engine.generate(ref, 0, "ab")
     engine.generate(ref, 2, "c")
-    engine.finish(ref, b"abc", "length")
+    engine.finish(ref, b"abc", "length", parts=(Part("text", "!"),))
     accepted, tokens, done = controller.stream(ref)
     assert unpack_tokens(accepted.prompt) == list(b"hello") and accepted.seed == 7
-    assert "".join(part.text for event in tokens for part in event.parts) == "abc"
+    assert text_of(tokens, done) == "abc!" and done.parts == [Part("text", "!")]
     assert (done.finish_reason, done.generated, done.cancelled) == ("length", 3, False)
 
 

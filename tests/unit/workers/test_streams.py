@@ -166,13 +166,6 @@ def test_a_resubmitted_stream_goes_on_at_its_index():
     assert streams.generated(tokens(12, 3), 0.1) == []
 
 
-def test_text_released_after_the_last_token_needs_no_credit():
-    streams = opened(credit=1)
-    streams.generated(tokens(0, 1), 0.0)
-    effects = streams.generated(Generated(REF, 1, (), (Part("text", "tail"),)), 0.1)
-    assert [body.parts for body in sent(effects)] == [[Part("text", "tail")]]
-
-
 def test_before_the_process_leaves_what_has_ended_is_sent_without_credit():
     streams = opened(credit=1)
     streams.generated(tokens(0, 1), 0.0)
