@@ -57,8 +57,26 @@ class Harness:
         )
         self.snapshots = []
         self.serving = Serving(self.core, self.snapshots.append)
+        self.num_short_ways = 0
+        self._check_short_way(self.serving._stepper)
         self.reports = []
         self.count = 0
+
+    def _check_short_way(self, stepper):
+        """Where a step goes on from the last one without planning, the plan must be the same: in every test with a harness."""
+        next_tokens = stepper._next_tokens
+
+        def checked():
+            parts = next_tokens()
+            if parts is not None:
+                self.num_short_ways += 1
+                assert sorted(stepper._plan(), key=by_ref) == sorted(parts, key=by_ref)
+            return parts
+
+        def by_ref(part):
+            return part.request.ref
+
+        stepper._next_tokens = checked
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

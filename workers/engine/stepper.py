@@ -24,7 +24,7 @@ IDLE_SHARE = 8
 """Beside running requests, live cache that the store has too may hold `retained_cells_max / IDLE_SHARE / running` cells."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Part:
     """One request's rows in a decode: `num_rows` from row `first` on, the last `num_outputs` with logits."""
 
@@ -54,12 +54,13 @@ class Stepper:
         self._batch = Batch(core.backend.limits.max_rows)
         self._rotation: Rotation[AdapterSet] = Rotation()
         self._drafts = Drafts(core)
+        self._decoding: list[_Part] = []
         self.before_decode: Callable[[StepInfo], None] = lambda _info: None
         """Called right before each decode."""
 
     def step(self) -> bool:
         """Compute once. False if no request has anything to compute."""
-        parts = self._plan_that_fits()
+        parts = self._next_tokens() or self._plan_that_fits()
         if not parts:
             return False
         core = self._core
@@ -67,6 +68,7 @@ class Stepper:
             num_prefill=sum(part.num_rows for part in parts if part.request.phase is Phase.PREFILL),
             num_decode=sum(part.request.phase is Phase.DECODE for part in parts),
         )
+        self._decoding = parts if info.num_decode == len(parts) and not self._drafts.are_on else []
         if info.num_prefill:
             self._answers.flush_all()
             core.mailbox.announce()
@@ -91,6 +93,27 @@ class Stepper:
         return True
 
     # --- planning -----------------------------------------------------------------------------------------------------
+
+    def _next_tokens(self) -> list[_Part] | None:
+        """The parts of the last step, each with the token sampled since; None unless that is what a plan would come to.
+
+        It is where that step was nothing but decoding, all who run took part, and all go on. Most steps are like that, and
+        planning is a fifth of their book-keeping.
+        """
+        parts, core = self._decoding, self._core
+        if not parts or len(parts) != len(core.running):
+            return None
+        if core.backend.info.has_cells and core.pool.cells.free < len(parts):
+            return None
+        uses = parts[0].request.uses
+        for part in parts:
+            request = part.request
+            if request.phase is not Phase.DECODE or request.rows_left != 1 or request.uses != uses:
+                return None
+            if not self._is_ready(request):
+                return None
+            part.tokens = request.row[-1:]
+        return parts
 
     def _plan_that_fits(self) -> list[_Part]:
         """The parts of the next decode, with cells for all of them; preempts where live cache is not enough."""

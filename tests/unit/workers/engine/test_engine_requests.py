@@ -385,3 +385,9 @@ def test_a_slow_step_and_one_with_prefill_have_a_snapshot_of_their_own():
     harness.core.backend.decode = spy
     harness.run("hello, this is a prompt of more than one batch " * 3, max_tokens=4)
     assert len(starts) > 4 and all(now == since for now, since in starts)
+
+
+def test_most_steps_of_streams_that_go_on_need_no_plan():
+    harness = Harness(n_seq_max=4)
+    harness.finish(*(harness.submit(f"stream {number}", max_tokens=20) for number in range(4)))
+    assert harness.num_short_ways >= 15
