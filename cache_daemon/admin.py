@@ -1,6 +1,7 @@
 """The operator's view: the operations of the `cache` call. Owner of nothing; asks and tells the catalog."""
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,10 @@ from erllama_host.protocol import cache as m
 from erllama_host.protocol.calls import CacheAnswer
 
 Later = Callable[[CacheAnswer], None]
+
+VERIFY_BATCH = 16
+"""Segments under a lease of `verify` at a time. A lease keeps a file from being overwritten under the comparison; but what is
+leased cannot be evicted either, and reading a whole disk takes longer than a lease lasts."""
 
 
 class Admin:
@@ -52,7 +57,7 @@ class Admin:
         except msgspec.ValidationError as error:
             raise InvalidRequest(f"cache {op}: {error}", field="arguments") from error
         if op == "verify":
-            self._verify(checked, now, later)
+            self._verify(checked, later)
             return None
         return CacheAnswer(result=self._ops[op](checked, now))
 
@@ -166,20 +171,20 @@ class Admin:
 
     def _below(self, key: bytes) -> list[Identity]:
         """Every segment with that key, and what hangs below."""
-        found: list[Identity] = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.holdings.entries]
+        entries, index = self._catalog.holdings.entries, self._catalog.holdings.index
+        found = dict.fromkeys((key, kind) for kind in SegmentKind if (key, kind) in entries)
         todo = [key]
         while todo:
-            for child in self._catalog.holdings.index.children(todo.pop()):
-                if child in found:
-                    continue
-                found.append(child)
-                todo.append(child[0])
-                logits = (child[0], SegmentKind.LOGITS)
-                if logits in self._catalog.holdings.entries:
-                    found.append(logits)
+            for child in index.children(todo.pop()):
+                if child not in found:
+                    found[child] = None
+                    todo.append(child[0])
+                    logits = (child[0], SegmentKind.LOGITS)
+                    if logits in entries:
+                        found[logits] = None
         if not found:
             raise InvalidRequest("cache: no segment has that key", field="key")
-        return found
+        return list(found)
 
     def _pin(self, key_text: str, pinned: bool) -> dict[str, Any]:
         key = _key(key_text)
@@ -199,14 +204,23 @@ class Admin:
             freed += self._catalog.holdings.trim(stock.spec.name, target)
         return {"freed_bytes": freed, "used_bytes": used - freed}
 
-    def _verify(self, arguments: m.VerifyFiles, now: float, later: Later) -> None:
-        """Checksums are compared in a background thread, under leases, so that no file is overwritten meanwhile."""
-        catalog = self._catalog
-        identities = [entry.identity for entry in self._entries_of(arguments.model)]
-        lease = catalog.leases.grant("verify", identities, now)
+    def _verify(self, arguments: m.VerifyFiles, later: Later) -> None:
+        """Checksums are compared in a background thread, and not of all segments at a time: see `VERIFY_BATCH`."""
+        todo = deque(entry.identity for entry in self._entries_of(arguments.model))
+        self._verify_next(todo, {"checked_files": 0, "corrupt_files": 0}, later)
+
+    def _verify_next(self, todo: deque[Identity], result: dict[str, Any], later: Later) -> None:
+        catalog, batch = self._catalog, []
+        while todo and len(batch) < VERIFY_BATCH:
+            if (identity := todo.popleft()) in catalog.holdings.entries:
+                batch.append(identity)
+        if not batch:
+            later(CacheAnswer(result=result))
+            return
+        lease = catalog.leases.grant("verify", batch, time.monotonic())
         paths = [
             (identity, tier, catalog.holdings.path_of(identity, tier))
-            for identity in identities
+            for identity in batch
             for tier in catalog.holdings.entries[identity].copies
         ]
 
@@ -217,7 +231,9 @@ class Admin:
             catalog.release(lease, "verify")
             for identity, tier in bad:
                 catalog.holdings.drop_corrupt(identity, tier)
-            later(CacheAnswer(result={"checked_files": len(paths), "corrupt_files": len(bad)}))
+            result["checked_files"] += len(paths)
+            result["corrupt_files"] += len(bad)
+            self._verify_next(todo, result, later)
 
         self._verifier.submit(job, done)
 

@@ -251,6 +251,8 @@ class CacheService:
         self._peers.remove(peer)
         self._waiting = [waiting for waiting in self._waiting if waiting.routing != peer.routing]
         self.catalog.worker_gone(peer.owner, now, hold=how != "left")
+        # Before the next message: what it had linked is adopted, or somebody might be given room for the same segment.
+        self._carry_out()
         self._log.info("worker_gone", model=peer.model_id, worker_pid=peer.pid, how=how)
 
     # ---- time ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cache_daemon.entries import TierSpec
 from erllama_host.config import private_directory
+from erllama_host.errors import ConfigError
 
 SHARDS = tuple(f"{byte:02x}" for byte in range(256))
 _KEEP_FREE_SHARE = 0.05
@@ -33,19 +34,29 @@ class TierDirectory:
 
         Raises:
             TierBusy: another daemon has the lock.
-            ConfigError: the directory cannot be made, or is open to others.
+            ConfigError: the directory cannot be made or written, or is open to others.
         """
         self.spec = spec
-        self.path = private_directory(Path(spec.path), f"cache tier {spec.name!r}")
-        self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        name = f"cache tier {spec.name!r}"
+        self.path = private_directory(Path(spec.path), name)
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self.num_swept = self._take()
+            except BaseException:
+                os.close(self._lock_fd)
+                raise
         except BlockingIOError as error:
-            os.close(self._lock_fd)
             raise TierBusy(str(self.path)) from error
+        except OSError as error:  # a disk that has become read-only, for one
+            raise ConfigError(f"{name}: cannot use directory {self.path}: {error.strerror}", key=name) from error
+
+    def _take(self) -> int:
+        """Lock, make what is missing, sweep; returns how many files that removed."""
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name in (*SHARDS, "tmp", "free"):
             (self.path / name).mkdir(mode=0o700, exist_ok=True)
-        self.num_swept = self._sweep()
+        return self._sweep()
 
     def room_bytes(self, used_bytes: int) -> int:
         """How large the tier could be on its filesystem, given what it uses already."""

@@ -1,5 +1,6 @@
 """Files on a real filesystem: judged, carried to another tier, swept; and directories that are refused."""
 
+import io
 import os
 import resource
 import struct
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_daemon.__main__ import open_tiers
 from cache_daemon.actions import Carry, Salvage
 from cache_daemon.catalog import Catalog, CatalogSettings
 from cache_daemon.entries import TierSpec
@@ -18,6 +20,7 @@ from cache_daemon.writebehind import Arrived, NotArrived, carry
 from erllama_host.config import CacheConfig, Paths, TierConfig
 from erllama_host.errors import ConfigError
 from erllama_host.kv.segment import SegmentHeader, encode_header, file_name, payload_offset
+from erllama_host.observability import Log
 from erllama_host.transport.shm import checksum
 from tests.support.rows import BLOCK, Row
 
@@ -182,6 +185,22 @@ def test_a_tier_that_others_can_read_is_refused(tmp_path):
     (tmp_path / "tier").chmod(0o755)
     with pytest.raises(ConfigError, match="chmod 700"):
         open_tier(tmp_path / "tier")
+
+
+@pytest.mark.parametrize("obstacle", ["lock", "tmp/left", "00"])
+def test_a_tier_whose_directory_cannot_be_used_is_left_out(tmp_path, obstacle):
+    tier = tmp_path / "disk"
+    if obstacle == "00":
+        tier.mkdir(mode=0o700)
+        (tier / obstacle).write_text("not a directory")
+    else:
+        (tier / obstacle).mkdir(parents=True)
+        tier.chmod(0o700)
+    specs = [TierSpec(name, name, str(tmp_path / name), 1 << 20) for name in ("ram", "disk")]
+    log = io.StringIO()
+    (opened,) = open_tiers(specs, Log("cache", stream=log))
+    assert opened.spec.name == "ram" and "tier_left_out" in log.getvalue()
+    opened.close()
 
 
 def paths(tmp_path) -> Paths:
