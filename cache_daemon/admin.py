@@ -210,7 +210,8 @@ class Admin:
         self._verify_next(todo, {"checked_files": 0, "corrupt_files": 0}, later)
 
     def _verify_next(self, todo: deque[Identity], result: dict[str, Any], later: Later) -> None:
-        catalog, batch = self._catalog, []
+        catalog = self._catalog
+        batch: list[Identity] = []
         while todo and len(batch) < VERIFY_BATCH:
             if (identity := todo.popleft()) in catalog.holdings.entries:
                 batch.append(identity)
