@@ -265,6 +265,7 @@ class CacheService:
             self._next_check_s = now + CHECK_INTERVAL_S
             for peer in self._peers.dead():
                 self._worker_gone(peer, now, "died")
+            self.catalog.carrying.retry()
         if self._recovery is None and now >= self._next_limits_s:
             self._next_limits_s = now + LIMITS_INTERVAL_S
             self._look_at_room()

@@ -277,3 +277,46 @@ def test_adopted_files_are_never_recycled():
     held = cat.reserve("w", "ram", Row([2, *range(BLOCK - 1)]).blocks()[0], 4 * KIB, 0.0)
     assert isinstance(held, Reservation) and held.inode == 0
     assert [type(action) for action in cat.take_actions()] == [Unlink]
+
+
+def carried(cat: Catalog) -> None:
+    """Carry out what was decided, as far as copies and mappings are concerned."""
+    while actions := cat.take_actions():
+        for action in actions:
+            if isinstance(action, Carry):
+                cat.carrying.carried(action, Files.new(), 1)
+            elif isinstance(action, ForgetMapping):
+                cat.forgotten(action.owner, (action.tier, action.inode))
+
+
+def tiers_of(cat: Catalog, row: Row) -> list[str]:
+    return sorted(cat.holdings.entries[(row.blocks()[0].key, SegmentKind.BLOCK)].copies)
+
+
+def test_what_finds_no_room_on_a_full_disk_is_carried_when_there_is_some():
+    cat = catalog(disk=2 * FILE)
+    rows = [Row([first, *range(BLOCK - 1)]) for first in range(3)]
+    for row in rows[:2]:
+        put(cat, row.blocks(), tier="disk")
+        carried(cat)
+        cat.holdings.trim("ram", 0)
+        cat.release(ask(cat, row, owner="reader").lease, "reader")  # from disk: it stays mapped
+    put(cat, rows[2].blocks(), tier="disk")
+    assert tiers_of(cat, rows[2]) == ["ram"], "the reader has not let go of what was evicted for it"
+    carried(cat)
+    cat.carrying.retry()
+    carried(cat)
+    assert tiers_of(cat, rows[2]) == ["disk", "ram"]
+    assert cat.holdings.tally.counters["carry_deferred"] == 1
+
+
+def test_what_waits_for_room_in_vain_is_forgotten_when_it_is_gone():
+    cat = catalog(ram=2 * FILE, disk=FILE)
+    pinned = Row([99, *range(BLOCK - 1)])
+    put(cat, pinned.blocks(SaveReason.PREFIX), tier="disk")
+    carried(cat)
+    for first in range(50):
+        put(cat, Row([first, *range(BLOCK - 1)]).blocks(), tier="disk")
+        carried(cat)
+        cat.carrying.retry()
+    assert cat.carrying.num_deferred <= 2
