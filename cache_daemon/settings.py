@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,18 @@ def _size_bytes(path: Path) -> int:
 
 
 def _default_ram_budget(path: Path) -> int:
-    """A quarter of what the filesystem has free, at most 8 GiB. What this tier occupies already counts as free."""
+    """A quarter of what the filesystem has free, at most 8 GiB. What this tier occupies already counts as free: else every restart
+    of the daemon would find less room, and evict for it.
+    """
     existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
     status = os.statvfs(existing)
-    return min(MAX_DEFAULT_RAM_BYTES, status.f_bavail * status.f_frsize // 4)
+    return min(MAX_DEFAULT_RAM_BYTES, (status.f_bavail * status.f_frsize + _occupied_bytes(path)) // 4)
+
+
+def _occupied_bytes(path: Path) -> int:
+    """What the files in a tier's directory take."""
+    total = 0
+    for file in path.glob("*/*"):
+        with suppress(FileNotFoundError):  # whoever asks need not be the daemon that has them
+            total += file.lstat().st_blocks * 512
+    return total

@@ -5,6 +5,7 @@ import os
 import resource
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,6 +217,23 @@ def test_tiers_are_placed(tmp_path):
     assert by_name["keep"] == TierSpec("keep", "ram_file", "/mnt/keep", 5)
     assert by_name["ram"].path.endswith(f"erllama-{os.geteuid()}-{where.instance}")
     assert 0 < by_name["ram"].budget_bytes <= 8 << 30
+
+
+def test_the_default_budget_is_the_same_after_a_restart_with_a_full_tier(tmp_path, monkeypatch):
+    config, where = CacheConfig(ram_path=str(tmp_path)), paths(tmp_path)
+    held = 0
+    monkeypatch.setattr(
+        "cache_daemon.settings.os.statvfs", lambda _path: SimpleNamespace(f_bavail=(16 << 20) - held, f_frsize=1)
+    )
+    ram = plan_tiers(config, where).tiers[0]
+    assert ram.budget_bytes == 4 << 20
+    for number in range(4):
+        shard = Path(ram.path) / f"{number:02x}"
+        shard.mkdir(parents=True)
+        with (shard / "segment").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 1 << 20)
+    held = 4 << 20
+    assert plan_tiers(config, where).tiers[0].budget_bytes == 4 << 20
 
 
 def test_without_shared_memory_another_directory_is_used_and_said(tmp_path):
