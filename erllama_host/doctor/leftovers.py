@@ -9,7 +9,7 @@ from pathlib import Path
 from erllama_host.doctor.context import Context, instance_of
 from erllama_host.doctor.finding import Finding, ok
 from erllama_host.doctor.scan import HostProcess, scan_processes
-from erllama_host.supervisor.leftovers import clean_run_directory
+from erllama_host.supervisor.leftovers import clean_unless_running
 
 
 def check_other_hosts(context: Context) -> Iterator[Finding]:
@@ -80,8 +80,7 @@ def check_stale_files(context: Context) -> Iterator[Finding]:
 
 
 def _clean(run: Path) -> str:
-    clean_run_directory(run)
-    return f"cleaned {run}"
+    return f"cleaned {run}" if clean_unless_running(run) else f"left {run} as it is: a host has started there"
 
 
 def check_orphaned_memory(context: Context) -> Iterator[Finding]:

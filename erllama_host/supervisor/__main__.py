@@ -1,7 +1,7 @@
 """`python -m erllama_host.supervisor [--detach]`: the small parent. Started by `start_host`, never by hand.
 
-A pipe whose number is in ERLLAMA_START_FD stays open while the parent lives: its end tells `start_host` of a failure, with the
-reason where there is one.
+A pipe whose number is in ERLLAMA_START_FD stays open while the parent lives: it tells `start_host` that the host's lock is ours, or
+why it is not, and by its end of a failure.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from erllama_host.config import Paths, find_paths
 from erllama_host.observability import Log
 from erllama_host.process import die_with_parent
-from erllama_host.supervisor.environment import START_FD
+from erllama_host.supervisor.environment import LOCKED, START_FD
 from erllama_host.supervisor.leftovers import clean_run_directory
 from erllama_host.supervisor.parent import Parent
 from erllama_host.supervisor.state import PARENT_FILE, hold, host_state
@@ -32,6 +32,7 @@ def main() -> int:
     if refusal:
         os.write(report, refusal.encode())
         return 1
+    os.write(report, LOCKED)
     code = Parent(paths, Log("supervisor")).run()
     clean_run_directory(paths.run)
     return code

@@ -19,7 +19,9 @@ from erllama_host.process import ExitCode
 from erllama_host.transport.curve import check_remote
 
 START_FD = "ERLLAMA_START_FD"
-"""The parent's end of the pipe by which `start_host` learns of its failure."""
+"""The parent's end of the pipe by which `start_host` learns of its lock, and of its failure."""
+LOCKED = b"+"
+"""What the parent says there once it has the host's lock; anything else is the reason why it has not."""
 UP_ID = "ERLLAMA_UP_ID"
 """Names one `up`; set means that `start_host` has made its checks."""
 DIE_WITH_PARENT = "ERLLAMA_DIE_WITH_PARENT"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from erllama_host.config import Paths, load_config
 from erllama_host.errors import ConfigError
+from erllama_host.supervisor.state import PARENT_FILE, lock
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the directory the kernel gives for it
 
@@ -29,11 +30,35 @@ def remove_shared_memory(paths: Paths) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def clean_unless_running(run: Path) -> bool:
+    """Remove what a host that does not run any more has left in its run directory. False, and nothing is done, while one runs.
+
+    It is done under the host's own lock: a host that starts at this moment must not lose its sockets, nor its lock.
+    """
+    if not run.is_dir():
+        return True
+    held = lock(run / PARENT_FILE)
+    if held is None:
+        return False
+    clean_run_directory(run)
+    held.close()
+    return True
+
+
 def clean_run_directory(run: Path) -> None:
-    """Remove sockets, pid files and notes of a host that does not run any more; the directory itself stays."""
+    """Remove sockets, pid files and notes of a host, for whoever holds its lock; the directory itself stays.
+
+    Locks of processes that are still leaving stay, too: the next cache daemon waits for the last one by them.
+    """
     for path in run.glob("*.sock"):
         path.unlink(missing_ok=True)
-    for name in ("circusd.pid", "host.pid", "controller.beat", "controller.lock", "cache.lock", "gave_up"):
+    for name in ("circusd.pid", "controller.beat", "gave_up"):
         (run / name).unlink(missing_ok=True)
     for name in ("models", "exits", "ready"):
         shutil.rmtree(run / name, ignore_errors=True)
+    for name in ("controller.lock", "cache.lock"):
+        held = lock(run / name, wait_s=0.0)
+        if held is not None:
+            (run / name).unlink()
+            held.close()
+    (run / PARENT_FILE).unlink(missing_ok=True)

@@ -13,9 +13,9 @@ from typing import BinaryIO
 from erllama_host.config import Config, Paths
 from erllama_host.errors import ConfigError, HostUnavailable
 from erllama_host.protocol.calls import HostHello
-from erllama_host.supervisor.environment import DIE_WITH_PARENT, START_FD, circus_variables
+from erllama_host.supervisor.environment import DIE_WITH_PARENT, LOCKED, START_FD, circus_variables
 from erllama_host.supervisor.handshake import ask_hello
-from erllama_host.supervisor.leftovers import clean_run_directory
+from erllama_host.supervisor.leftovers import clean_unless_running
 from erllama_host.supervisor.state import host_state
 from erllama_host.supervisor.stop import stop_host
 from erllama_host.transport.curve import check_remote
@@ -65,7 +65,8 @@ def start_host(
     if state.running:
         raise _already_running(f"a host is already running in {paths.run} (pid {state.pid})")
     check_remote(paths, config)
-    clean_run_directory(paths.run)
+    if not clean_unless_running(paths.run):
+        raise _already_running(f"a host is starting in {paths.run}")
     paths.prepare()
     progress("starting the supervisor")
     process, report = _spawn_parent(paths, config, detach)
@@ -126,15 +127,24 @@ def _import_path() -> dict[str, str]:
 
 
 def _wait_for_answer(paths: Paths, report: int, timeout_s: float) -> HostHello:
+    """First for our parent's lock: until then, who answers is another host, whose `up` was faster."""
     give_up_at = time.monotonic() + timeout_s
+    _wait_for_lock(paths, report, timeout_s)
     while time.monotonic() < give_up_at:
         if select.select([report], [], [], 0)[0]:
-            reason = os.read(report, 4096).decode(errors="replace")
-            raise _already_running(reason) if reason else _did_not_start(paths, "it ended while starting")
+            raise _did_not_start(paths, "it ended while starting")
         hello = ask_hello(paths.ipc("clients.sock"), timeout_s=0.25)
         if hello is not None:
             return hello
     raise _did_not_start(paths, f"it did not answer within {timeout_s:g} s")
+
+
+def _wait_for_lock(paths: Paths, report: int, timeout_s: float) -> None:
+    word = os.read(report, 4096) if select.select([report], [], [], timeout_s)[0] else b""
+    if not word:
+        raise _did_not_start(paths, "its parent did not begin")
+    if word != LOCKED:
+        raise _already_running(word.decode(errors="replace"))
 
 
 def _already_running(what: str) -> ConfigError:

@@ -44,25 +44,37 @@ def hold(path: Path, wait_s: float = 1.0) -> IO[str] | None:
     Args:
         wait_s: how long to wait for a holder that is leaving, or only looking (`host_state`).
     """
-    file = path.open("a+", encoding="ascii")
-    give_up_at = time.monotonic() + wait_s
-    while not _try_lock(file):
-        if time.monotonic() >= give_up_at:
-            file.close()
-            return None
-        time.sleep(0.02)
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    file = lock(path, wait_s)
+    if file is not None:
+        file.write(str(os.getpid()))
+        file.flush()
     return file
 
 
-def _try_lock(file: IO[str]) -> bool:
+def lock(path: Path, wait_s: float = 1.0) -> IO[str] | None:
+    """As `hold`, for a moment: without a name in the file, so that `host_state` takes nobody for the host."""
+    give_up_at = time.monotonic() + wait_s
+    while (file := _try_lock(path)) is None:
+        if time.monotonic() >= give_up_at:
+            return None
+        time.sleep(0.02)
+    file.truncate(0)
+    return file
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    """The locked file. Opened anew at every try: a holder removes it when it leaves, and a lock on what is not at `path` any more
+    would keep nobody out."""
+    file = path.open("a+", encoding="ascii")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        is_ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        is_ours = False
+    if is_ours:
+        return file
+    file.close()
+    return None
 
 
 def read_pid(path: Path) -> int:

@@ -1,7 +1,5 @@
 """Stopping a host: drain, end the supervisor, and make sure that nothing is left: processes, sockets, shared memory."""
 
-import os
-import signal
 import time
 from collections.abc import Callable
 
@@ -9,7 +7,7 @@ import psutil
 
 from erllama_host.config import Paths
 from erllama_host.supervisor.handshake import ask_drain
-from erllama_host.supervisor.leftovers import clean_run_directory, remove_shared_memory
+from erllama_host.supervisor.leftovers import clean_unless_running, remove_shared_memory
 from erllama_host.supervisor.state import HostState, host_state
 
 SIGNAL_AGAIN_S = 1.0
@@ -41,10 +39,10 @@ def stop_host(
         ask_drain(paths.ipc("clients.sock"), drain_s, drain_s + timeout_s)
         progress("ending the processes")
         family = _merge(family, _family(state))
-        _end(state, family, timeout_s)
+        _end(family, timeout_s)
     _kill(family)
-    clean_run_directory(paths.run)
-    remove_shared_memory(paths)
+    if clean_unless_running(paths.run):  # else the next host is up already, by systemd perhaps
+        remove_shared_memory(paths)
     return state.running
 
 
@@ -65,21 +63,22 @@ def _merge(first: list[psutil.Process], more: list[psutil.Process]) -> list[psut
     return first + [process for process in more if process not in first]
 
 
-def _end(state: HostState, family: list[psutil.Process], timeout_s: float) -> None:
+def _end(family: list[psutil.Process], timeout_s: float) -> None:
     """SIGTERM to the top, again and again (circusd may miss one), until all of `family` are gone or time is up."""
     give_up_at = time.monotonic() + timeout_s
     signal_at = 0.0
     while any(map(_alive, family)) and time.monotonic() < give_up_at:
         if time.monotonic() >= signal_at:
-            _terminate(state.pid)
+            _terminate(family[0])
             signal_at = time.monotonic() + SIGNAL_AGAIN_S
         time.sleep(POLL_S)
 
 
-def _terminate(pid: int) -> None:
+def _terminate(process: psutil.Process) -> None:
+    """psutil checks that the pid is still that process's: the top may be gone for long while the last of its children saves."""
     try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
+        process.terminate()
+    except psutil.NoSuchProcess:
         return
 
 

@@ -56,6 +56,34 @@ def test_a_second_up_is_refused_and_stale_files_are_not_minded():
         assert ask_hello(paths.endpoint, 0.2) is None
 
 
+START = """
+import sys
+from pathlib import Path
+from erllama_host.config import Config, Paths
+from erllama_host.errors import ConfigError
+from erllama_host.supervisor import start_host
+home, run, config = map(Path, sys.argv[1:])
+try:
+    start_host(Paths(home, run, config), Config(), detach=True)
+    print("up")
+except ConfigError as error:
+    print(error.message)
+"""
+
+
+def test_of_several_ups_at_a_time_one_is_the_hosts_and_the_others_say_so():
+    """Each looks, cleans and starts while the others do. Nobody takes another's answer for that of a host of his own."""
+    with directories() as paths:
+        command = [sys.executable, "-c", START, str(paths.home), str(paths.run), str(paths.config_file)]
+        ups = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        said = sorted(up.communicate(timeout=120)[0].strip() for up in ups)
+        assert said.count("up") == 1, said
+        family = family_of(paths)
+        assert sum("circus.circusd" in process.cmdline() for process in family) == 1
+        stop_host(paths)
+        assert leftovers(paths, family) == []
+
+
 def test_models_come_back_after_down_and_up_and_unloaded_ones_do_not():
     text = '[models.fixed]\nbackend = "stub"\n[models.other]\nbackend = "stub"\n'
     with directories() as paths:

@@ -2,15 +2,24 @@
 
 import configparser
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from erllama_host.config import Config, Paths
-from erllama_host.supervisor import notes
+from erllama_host.supervisor import notes, state
 from erllama_host.supervisor.beat_watch import BeatWatch
-from erllama_host.supervisor.environment import circus_variables
-from erllama_host.supervisor.leftovers import clean_run_directory, remove_shared_memory, shared_memory_directories
+from erllama_host.supervisor.environment import circus_variables, fill_in_environment
+from erllama_host.supervisor.leftovers import (
+    clean_run_directory,
+    clean_unless_running,
+    remove_shared_memory,
+    shared_memory_directories,
+)
 from erllama_host.supervisor.notes import ExitNote
 from erllama_host.supervisor.start import last_lines
 from erllama_host.supervisor.state import hold, host_state
@@ -33,6 +42,16 @@ def test_circus_ini_uses_only_variables_that_have_defaults(paths):
     text = (ROOT / "circus.ini").read_text()
     used = {part.partition(")")[0] for part in text.split("$(circus.env.")[1:]}
     assert used <= {name.lower() for name in circus_variables(paths, Config())}
+
+
+def test_processes_of_the_host_keep_their_bytecode(paths, monkeypatch):
+    monkeypatch.setattr(os, "environ", {**paths.environment(), "PYTHONDONTWRITEBYTECODE": "1"})
+    umask = os.umask(0o077)
+    try:
+        fill_in_environment()
+    finally:
+        os.umask(umask)
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
 def test_circus_ini_is_safe_and_hooked():
@@ -78,6 +97,43 @@ def test_a_lock_tells_a_live_host_from_a_stale_file(paths):
     assert hold(file, wait_s=0.05) is None
     lock.close()
     assert not host_state(paths).running
+
+
+def test_a_lock_is_on_the_file_that_others_will_find(paths, monkeypatch):
+    """A holder removes its file when it leaves. Who waited has opened that one, and must not think that it keeps anybody out."""
+    file, tried = paths.run / "host.pid", threading.Event()
+    leaving = hold(file)
+    monkeypatch.setattr(state, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: tried.set()))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(hold, file, 20.0)
+        assert tried.wait(20)
+        file.unlink()
+        leaving.close()
+        lock = waiting.result(30)
+    assert lock is not None and hold(file, wait_s=0.05) is None
+    lock.close()
+
+
+def test_a_host_that_starts_meanwhile_keeps_its_sockets_and_its_lock(paths):
+    """Two `up` at a time, or a `down` beside a supervisor that restarts: nobody cleans under a host, nor lets a second one in."""
+    lock = hold(paths.run / "host.pid")
+    (paths.run / "clients.sock").write_text("")
+    assert clean_unless_running(paths.run) is False
+    assert (paths.run / "clients.sock").exists() and hold(paths.run / "host.pid", wait_s=0.05) is None
+    lock.close()
+    assert clean_unless_running(paths.run) is True
+    assert list(paths.run.iterdir()) == []
+    assert clean_unless_running(paths.run / "nowhere") is True
+
+
+def test_the_lock_of_a_process_that_is_still_leaving_stays(paths):
+    """A new cache daemon waits for the last one, which may be saving after its supervisor was killed."""
+    lock = hold(paths.run / "cache.lock")
+    (paths.run / "controller.lock").write_text("1")
+    assert clean_unless_running(paths.run) is True
+    assert [path.name for path in paths.run.iterdir()] == ["cache.lock"]
+    assert hold(paths.run / "cache.lock", wait_s=0.05) is None
+    lock.close()
 
 
 def test_a_pid_that_is_somebody_elses_is_no_circusd(paths):
