@@ -36,16 +36,15 @@ class Pool:
         return self.backend.kv_shape.swa_mode != "window"
 
     def open(self, space: KeySpace, owner: str, now: float, spare: LiveSequence | None = None) -> LiveSequence:
-        """An empty sequence for a request. Lets the least valuable idle sequence but `spare` go if no id is free."""
+        """An empty sequence for a request. Lets the least valuable idle sequence but `spare` go, saved, if no id is free."""
         if not self.cells.free_ids:
-            victim = next(live for live in self.cells.idle() if live is not spare)
-            self.drop(victim)
+            self._let_go(next(live for live in self.cells.idle() if live is not spare))
         live = self.cells.open(space, now)
         live.owner = owner
         return live
 
     def take(self, match: Match, owner: str, session: str | None, now: float) -> LiveSequence | None:
-        """A sequence with the matched tokens for a request; None where the backend cannot share them.
+        """A sequence with the matched tokens for a request; None where they cannot be shared.
 
         An idle sequence that is matched whole is taken over, unless it is pinned for somebody else, or a snapshot of its exact
         end is still to be saved; any other is shared, so that it stays as it is.
@@ -62,6 +61,8 @@ class Pool:
             if source.session != session:
                 source.session = None
             return source
+        if alone:  # there is no second id to share them with
+            return None
         target = self.open(source.space, owner, now, spare=source)
         if not self.backend.share(source.seq, target.seq, length):
             self.drop(target)
@@ -126,9 +127,7 @@ class Pool:
         idle = self.cells.idle()
         if not idle:
             return False
-        if not idle[0].is_saved:
-            self._rescue(idle[0])
-        self.drop(idle[0])
+        self._let_go(idle[0])
         return True
 
     def keep_within(self, saved_bound: int, bound: int) -> None:
@@ -145,9 +144,12 @@ class Pool:
             self.drop(live)
         rest = [live for live in self.cells.idle() if not live.saves_open]
         for live in self.cells.over_bound(bound, rest):
-            if not live.is_saved:
-                self._rescue(live)
-            self.drop(live)
+            self._let_go(live)
+
+    def _let_go(self, live: LiveSequence) -> None:
+        if not live.is_saved:
+            self._rescue(live)
+        self.drop(live)
 
     def drift(self) -> list[str]:
         """Where the backend's lengths differ from ours; empty is healthy."""
