@@ -64,14 +64,14 @@ class AdapterTable:
         self._users: Counter[str] = Counter()
         self._attached_now = NO_ADAPTERS
 
-    def load(self, path: str, sha256: bytes, scale: float, handle: str | None = None) -> AdapterInfo:
+    def load(self, path: str, sha256: bytes, scale: float) -> AdapterInfo:
         """Load and attach, for later requests. Known already: attach again with the new scale.
 
         Raises:
             InvalidRequest: the file is no adapter for this model, or the scale is not a sensible number.
         """
         check_scale(scale)
-        handle = handle or handle_of(sha256)
+        handle = handle_of(sha256)
         known = self._loaded.get(handle)
         if known is None:
             self._loaded[handle] = _Adapter(path, sha256, self._backend.load_adapter(path), scale, True)
@@ -141,6 +141,7 @@ class AdapterTable:
                 self.apply(NO_ADAPTERS)
             self._backend.free_adapter(adapter.lora)
             del self._loaded[handle]
+            del self._users[handle]
 
     def _find(self, handle: str) -> _Adapter:
         adapter = self._loaded.get(handle)

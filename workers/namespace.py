@@ -1,10 +1,15 @@
 """The key spaces of a loaded model: one per adapter set. Pure but for its memory of spaces already made."""
 
+from functools import lru_cache
+
 from erllama_host.kv.keys import ContextShape, KeySpace, ctx_params_hash, effective_fingerprint, quant_byte
+
+MAX_SPACES = 128
+"""Spaces remembered: every scale that a request names makes one."""
 
 
 class Namespace:
-    """Makes key spaces; equal sets give the identical object, so that comparing is cheap."""
+    """Makes key spaces; sets in use give the identical object, so that comparing is cheap."""
 
     def __init__(self, model_fp: bytes, quant_name: str, ctx_hash: bytes) -> None:
         """
@@ -14,9 +19,8 @@ class Namespace:
             ctx_hash: see `context_hash`.
         """
         self.model_fp = model_fp
-        self._quant = quant_byte(quant_name)
-        self._ctx_hash = ctx_hash
-        self._spaces: dict[bytes, KeySpace] = {}
+        quant = quant_byte(quant_name)
+        self._space = lru_cache(MAX_SPACES)(lambda effective_fp: KeySpace(effective_fp, quant, ctx_hash))
 
     @property
     def root(self) -> bytes:
@@ -25,8 +29,7 @@ class Namespace:
 
     def space(self, adapters: list[tuple[bytes, float]]) -> KeySpace:
         """The key space of an adapter set, given as (sha256, scale) pairs."""
-        effective = effective_fingerprint(self.model_fp, adapters)
-        return self._spaces.setdefault(effective, KeySpace(effective, self._quant, self._ctx_hash))
+        return self._space(effective_fingerprint(self.model_fp, adapters))
 
 
 def context_hash(configured: str | None, shape: ContextShape) -> bytes:

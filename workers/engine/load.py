@@ -9,9 +9,9 @@ import msgspec
 
 from erllama_host.config.host import CacheConfig
 from erllama_host.config.model import ModelConfig, ModelSpec
-from erllama_host.errors import ErllamaError
+from erllama_host.errors import ErllamaError, InvalidRequest
 from erllama_host.observability import Log
-from workers.adapters import AdapterTable
+from workers.adapters import AdapterTable, handle_of
 from workers.backend.base import Backend, Progress
 from workers.backend.values import KvMode, ModelFacts, SelfCheck
 from workers.counters import new_counters
@@ -109,9 +109,12 @@ def check(backend: Backend, namespace: Namespace, home: Path | None) -> SelfChec
 
 
 def attach_adapters(core: Core, spec: ModelSpec) -> None:
-    """Attach what was attached before a respawn, under the same handles. One that is gone is left out, and logged."""
+    """Attach what was attached before a respawn, under the same handles. One that is gone, or another now, is left out, and logged."""
     for adapter in spec.adapters:
         try:
-            core.adapters.load(adapter.path, file_sha256(Path(adapter.path)), adapter.scale, adapter.handle)
+            sha256 = file_sha256(Path(adapter.path))
+            if handle_of(sha256) != adapter.handle:
+                raise InvalidRequest(f"the file {adapter.path} has changed since it was loaded", field="path")
+            core.adapters.load(adapter.path, sha256, adapter.scale)
         except (ErllamaError, OSError) as error:
             core.log.error("adapter_lost", handle=adapter.handle, path=adapter.path, reason=str(error))

@@ -1,5 +1,6 @@
 """Fingerprints of model files, what is remembered of them, and the key spaces made from them."""
 
+import gc
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import pytest
 
 from erllama_host.config.model import ModelConfig, StubConfig
 from erllama_host.errors import ConfigError, ModelLoadFailed
-from erllama_host.kv.keys import ContextShape
+from erllama_host.kv.keys import ContextShape, KeySpace
 from tests.support.backends import open_stub_backend
 from workers.backend.values import KvMode, SelfCheck
 from workers.fingerprint import model_fingerprint, remember_mode, remembered_mode
@@ -117,3 +118,12 @@ def test_key_spaces_differ_by_model_adapters_scale_quantisation_and_context():
     }
     assert len(roots) == 6
     assert isinstance(shape, ContextShape)
+
+
+def test_scales_that_differ_with_every_request_are_not_kept_for_ever():
+    base = Namespace(bytes(32), "Q4_K_M", bytes(32))
+    first = base.space([(b"\7" * 32, 1.0)])
+    for number in range(2000):
+        base.space([(b"\7" * 32, 1.0 + number / 1000)])
+    assert sum(isinstance(one, KeySpace) for one in gc.get_objects()) < 500
+    assert base.space([(b"\7" * 32, 1.0)]) == first

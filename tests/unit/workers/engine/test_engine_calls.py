@@ -136,6 +136,11 @@ def test_a_respawn_has_the_same_handles(loras):
     lost = SpecAdapter(handle="lora-gone", path="/nowhere.gguf", scale=1.0)
     third = Harness(spec=ModelSpec(model_id="m", load_id="3", config=spec.config, adapters=[lost, *spec.adapters]))
     assert third.core.adapters.attached() == infos and "adapter_lost" in third.log.getvalue()
+    with open(loras[0], "ab") as file:
+        file.write(b"other weights")
+    fourth = Harness(spec=ModelSpec(model_id="m", load_id="4", config=spec.config, adapters=spec.adapters))
+    assert fourth.core.adapters.attached() == infos[1:], "a handle names what the file held, not where it was"
+    assert "has changed" in fourth.log.getvalue()
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
