@@ -109,7 +109,7 @@ def check(backend: Backend, namespace: Namespace, home: Path | None) -> SelfChec
 
 
 def attach_adapters(core: Core, spec: ModelSpec) -> None:
-    """Attach what was attached before a respawn, under the same handles. One that is gone, or another now, is left out, and logged."""
+    """Attach what was attached before a respawn. A file that is gone, or another now, is left out and logged."""
     for adapter in spec.adapters:
         try:
             sha256 = file_sha256(Path(adapter.path))
