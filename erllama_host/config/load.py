@@ -8,17 +8,25 @@ import msgspec
 
 from erllama_host.config.host import CacheConfig, Config
 from erllama_host.config.model import KV_TYPES, ModelConfig
+from erllama_host.config.ranges import (
+    CACHE_RANGES,
+    HOST_RANGES,
+    MODEL_RANGES,
+    POLICY_RANGES,
+    TIER_RANGES,
+    Ranges,
+    complaints,
+)
 from erllama_host.errors import ConfigError, InvalidRequest
 from erllama_host.ids import check_model_id
 
 T = TypeVar("T")
 
 BUILT_IN_TIERS = {"ram": "ram", "disk": "disk"}
-_POSITIVE = ("n_ctx", "n_cells", "n_seq_max", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "max_queue")
 
 
 def load_config(path: Path) -> Config:
-    """Parse erllama.toml; a file that does not exist is all defaults.
+    """Parse erllama.toml; a file that does not exist is all defaults. Relative paths in it are relative to its directory.
 
     Raises:
         ConfigError: unreadable, not TOML, or a key is unknown, mistyped or impossible.
@@ -26,13 +34,34 @@ def load_config(path: Path) -> Config:
     if not path.exists():
         return Config()
     try:
-        return parse_config(path.read_text(encoding="utf-8"), str(path))
+        return _anchored(parse_config(path.read_text(encoding="utf-8"), str(path)), path.absolute().parent)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}", key=str(path)) from error
 
 
+def _anchored(config: Config, folder: Path) -> Config:
+    """Paths made absolute: the processes of a host, and `keys` and `doctor` beside it, have working directories of their own."""
+
+    def at(path: str | None) -> str | None:
+        return str(folder / path) if path else path
+
+    change = msgspec.structs.replace
+    tiers = {name: change(tier, path=at(tier.path)) for name, tier in config.cache.tiers.items()}
+    return change(
+        config,
+        host=change(
+            config.host,
+            memory_file=at(config.host.memory_file),
+            model_dirs=[str(folder / each) for each in config.host.model_dirs],
+        ),
+        cache=change(config.cache, ram_path=at(config.cache.ram_path), tiers=tiers),
+        remote=change(config.remote, keys_dir=at(config.remote.keys_dir)),
+        models={name: change(model, path=at(model.path)) for name, model in config.models.items()},
+    )
+
+
 def parse_config(text: str, source: str = "erllama.toml") -> Config:
-    """Parse the text of an erllama.toml.
+    """Parse the text of an erllama.toml; its paths stay as they are.
 
     Raises:
         ConfigError: as `load_config`.
@@ -67,12 +96,11 @@ def check_model_config(model: ModelConfig, cache: CacheConfig) -> None:
     """
     if model.backend == "llama" and not model.path:
         raise _bad("path", "is missing: name the GGUF file to load")
-    for key in _POSITIVE:
-        value = getattr(model, key)
-        if value is not None and not 1 <= value < 2**31:
-            raise _bad(key, f"must be at least 1, got {value}")
-    if model.n_seq_max > 200:
-        raise _bad("n_seq_max", f"must be at most 200, got {model.n_seq_max}")
+    for key, what in complaints(model, MODEL_RANGES):
+        raise _bad(key, what)
+    for section, struct, ranges in (("policy", model.policy, POLICY_RANGES), ("stub", model.stub, {})):
+        for key, what in complaints(struct, ranges):
+            raise _bad(f"{section}.{key}", what)
     if model.n_ctx is not None and model.n_cells is not None and model.n_cells < model.n_ctx:
         raise _bad("n_cells", f"({model.n_cells}) must not be smaller than n_ctx ({model.n_ctx})")
     for key in ("thinking_markers", "tool_call_markers"):
@@ -82,8 +110,6 @@ def check_model_config(model: ModelConfig, cache: CacheConfig) -> None:
     for key in ("type_k", "type_v"):
         if getattr(model, key).lower() not in KV_TYPES:
             raise _bad(key, f"must be one of {', '.join(KV_TYPES)}, got {getattr(model, key)!r}")
-    if not 0 <= model.prompt_lookup <= 32:
-        raise _bad("prompt_lookup", f"must be from 0 to 32, got {model.prompt_lookup}")
     _check_fingerprint(model)
     resolve_tier(model, cache)
 
@@ -134,17 +160,15 @@ def _convert(data: dict[str, Any], target: type[T], source: str, prefix: str = "
 
 
 def _check_host(config: Config, source: str) -> None:
-    host = config.host
+    host, cache = config.host, config.cache
+    sections: list[tuple[str, msgspec.Struct, Ranges]] = [("host", host, HOST_RANGES), ("cache", cache, CACHE_RANGES)]
+    sections += [(f"cache.tiers.{name}", tier, TIER_RANGES) for name, tier in cache.tiers.items()]
+    for section, struct, ranges in sections:
+        for key, what in complaints(struct, ranges):
+            raise ConfigError(f"{source}: {section}.{key} {what}", key=f"{section}.{key}")
     if not 0 < host.memory_low <= host.memory_high <= 1:
         raise ConfigError(
             f"{source}: host.memory_low and host.memory_high must satisfy 0 < low <= high <= 1", key="host.memory_high"
-        )
-    if host.heartbeat_timeout_s < 1:
-        raise ConfigError(f"{source}: host.heartbeat_timeout_s must be at least 1", key="host.heartbeat_timeout_s")
-    cache = config.cache
-    if not 16 <= cache.block_tokens <= 4096:
-        raise ConfigError(
-            f"{source}: cache.block_tokens must be from 16 to 4096, got {cache.block_tokens}", key="cache.block_tokens"
         )
     for name, tier in cache.tiers.items():
         if name in BUILT_IN_TIERS:

@@ -117,12 +117,16 @@ def private_directory(path: Path, key: str) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
+        link_uid = path.lstat().st_uid
     except OSError as error:
         raise ConfigError(f"{key}: cannot use directory {path}: {error.strerror}", key=key) from error
     if status.st_uid != os.geteuid():
         raise ConfigError(
             f"{key}: {path} belongs to uid {status.st_uid}, not to you; choose another directory", key=key
         )
+    if link_uid not in (0, os.geteuid()):
+        # Somebody who links a name in the temp directory to our home would have us clean up there.
+        raise ConfigError(f"{key}: {path} is a link made by uid {link_uid}; choose another directory", key=key)
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigError(
             f"{key}: {path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 700 {path}", key=key

@@ -2,8 +2,6 @@
 
 import secrets
 
-import msgspec
-
 from erllama_host.config import ModelConfig, ModelSpec, SpecAdapter
 from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Model, State
@@ -48,7 +46,7 @@ def _wanted(world: World, specs: dict[str, ModelSpec]) -> list[Model]:
     for model_id, config in world.config.models.items():
         if model_id not in state.unloaded:
             adapters = state.adapters.get(model_id, [])
-            found[model_id] = _model(model_id, _absolute(world, config), specs, "config", adapters)
+            found[model_id] = _model(model_id, config, specs, "config", adapters)
     for model_id, wanted in state.models.items():
         if model_id not in found:
             found[model_id] = _model(model_id, wanted.config, specs, "runtime", wanted.adapters)
@@ -69,10 +67,3 @@ def _model(
     spec = specs.get(model_id)
     load_id = spec.load_id if spec is not None else secrets.token_hex(8)
     return Model(model_id, config, load_id, source=source, stays=stays, adapters=list(adapters))
-
-
-def _absolute(world: World, config: ModelConfig) -> ModelConfig:
-    """Paths of erllama.toml are relative to it."""
-    if not config.path:
-        return config
-    return msgspec.structs.replace(config, path=str(world.paths.config_file.parent / config.path))

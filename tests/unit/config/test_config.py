@@ -2,18 +2,26 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
+import msgspec
 import pytest
 
 from erllama_host.config import (
     CacheConfig,
     Config,
+    HostSection,
+    ModelConfig,
+    PolicyConfig,
     TierConfig,
     find_paths,
     load_config,
     parse_config,
     parse_model_config,
+    private_directory,
 )
+from erllama_host.config.ranges import CACHE_RANGES, HOST_RANGES, MODEL_RANGES, POLICY_RANGES, complaints
 from erllama_host.errors import ConfigError
 
 BAD_FILES = [
@@ -39,6 +47,24 @@ BAD_FILES = [
     ("[cache.tiers.nvme]\nkind='disk'", "cache.tiers.nvme.path"),
     ("[host]\nmemory_low=0.95\nmemory_high=0.9", "host.memory_high"),
     ("[host]\nheartbeat_timeout_s=0", "host.heartbeat_timeout_s"),
+    ("[host]\nload_at_once=0", "host.load_at_once"),
+    ("[host]\nevent_limit=0", "host.event_limit"),
+    ("[host]\nmemory_interval_s=0", "host.memory_interval_s"),
+    ("[host]\nheartbeat_timeout_s=nan", "host.heartbeat_timeout_s"),
+    ("[host]\ndrain_s=inf", "host.drain_s"),
+    ("[host]\nlog_backups=0", "host.log_backups"),
+    ("[host]\nmax_clients_pending=0", "host.max_clients_pending"),
+    ("[cache]\nram_budget_bytes=-1", "cache.ram_budget_bytes"),
+    ("[cache]\nlease_ttl_s=0.0", "cache.lease_ttl_s"),
+    ("[cache.tiers.n]\nkind='disk'\npath='/x'\nbudget_bytes=-1", "cache.tiers.n.budget_bytes"),
+    ("[models.t]\npath='x'\nkeep_alive_s=-1", "models.t.keep_alive_s"),
+    ("[models.t]\npath='x'\nload_timeout_s=inf", "models.t.load_timeout_s"),
+    ("[models.t]\npath='x'\nwithin_s=nan", "models.t.within_s"),
+    ("[models.t]\npath='x'\nnice=20", "models.t.nice"),
+    ("[models.t]\npath='x'\nrope_freq_base=inf", "models.t.rope_freq_base"),
+    ("[models.t]\npath='x'\ntensor_split=[0.5, nan]", "models.t.tensor_split"),
+    ("[models.t]\npath='x'\n[models.t.policy]\nmin_tokens=-1", "models.t.policy.min_tokens"),
+    ("[models.t]\npath='x'\n[models.t.stub]\nload_ms=inf", "models.t.stub.load_ms"),
     ("[hots]\nx=1", "hots"),
     ("[models]\nx=1", "models.x"),
     ("[", "erllama.toml"),
@@ -53,6 +79,30 @@ def test_a_bad_file_names_the_key(text: str, key: str) -> None:
     assert key in caught.value.message
 
 
+def test_every_number_has_a_range_or_needs_none() -> None:
+    """A new key of `host` or `cache` says what it may be."""
+    for section, ranges in ((HostSection, HOST_RANGES), (CacheConfig, CACHE_RANGES), (PolicyConfig, POLICY_RANGES)):
+        names = set(section.__struct_fields__)
+        assert ranges.keys() <= names
+        numbers = {field.name for field in msgspec.structs.fields(section) if {int, float} & set(types_of(field.type))}
+        accepted_and_unused = {"continued_interval", "boundary_trim_tokens", "boundary_align_tokens"}
+        assert numbers - ranges.keys() <= {"memory_high", "memory_low"} | accepted_and_unused
+
+
+def types_of(declared: object) -> tuple[object, ...]:
+    return get_args(declared) or (declared,)
+
+
+def test_the_defaults_are_in_their_ranges() -> None:
+    for section, ranges in (
+        (HostSection(), HOST_RANGES),
+        (CacheConfig(), CACHE_RANGES),
+        (ModelConfig(), MODEL_RANGES),
+        (PolicyConfig(), POLICY_RANGES),
+    ):
+        assert list(complaints(section, ranges)) == []
+
+
 def test_no_file_is_all_defaults(tmp_path: Path) -> None:
     assert load_config(tmp_path / "none.toml") == Config()
 
@@ -61,6 +111,21 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot read"):
         load_config(tmp_path / "c.toml")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    """Not to the directory of whoever reads it: `erllama keys` would write where the host does not look."""
+    file = tmp_path / "etc" / "erllama.toml"
+    file.parent.mkdir()
+    file.write_text(
+        "[host]\nmodel_dirs=['models', '/srv']\nmemory_file='memory.json'\n[remote]\nkeys_dir='keys'\n[cache]\nram_path='ram'\n"
+        "[cache.tiers.n]\nkind='disk'\npath='../n'\n[models.a]\npath='a.gguf'\n[models.b]\npath='/b.gguf'\n[models.c]\nbackend='stub'\n"
+    )
+    here, found = str(file.parent), load_config(file)
+    assert found.host.model_dirs == [f"{here}/models", "/srv"] and found.host.memory_file == f"{here}/memory.json"
+    assert (found.remote.keys_dir, found.cache.ram_path) == (f"{here}/keys", f"{here}/ram")
+    assert found.cache.tiers["n"].path == f"{here}/../n"
+    assert [model.path for model in found.models.values()] == [f"{here}/a.gguf", "/b.gguf", ""]
 
 
 def test_a_tier_is_found_by_kind_or_name() -> None:
@@ -112,6 +177,20 @@ def test_a_directory_open_to_others_is_refused_with_the_way_out(tmp_path: Path) 
     paths = find_paths({"ERLLAMA_HOME": str(tmp_path / "h"), "ERLLAMA_RUN": str(run)})
     with pytest.raises(ConfigError, match="chmod 700"):
         paths.prepare()
+
+
+@pytest.mark.parametrize(("owner", "refused"), [(os.geteuid(), False), (0, False), (54321, True)])
+def test_a_link_is_followed_when_we_or_root_have_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, refused: bool
+) -> None:
+    (tmp_path / "ours").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "ours")
+    monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(st_uid=owner))
+    if refused:
+        with pytest.raises(ConfigError, match="a link made by uid 54321"):
+            private_directory(tmp_path / "link", "ERLLAMA_RUN")
+    else:
+        assert private_directory(tmp_path / "link", "ERLLAMA_RUN") == tmp_path / "link"
 
 
 def test_prepared_directories_are_private(tmp_path: Path) -> None:
