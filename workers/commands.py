@@ -167,19 +167,23 @@ class Answer:
 Report: TypeAlias = Admitted | Generated | Finished | Failed | Answer
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The piece of work that the engine is at: begun at `since` (monotonic), a hang if it takes longer than `limit_s`."""
+
+    since: float
+    limit_s: float
+
+
 @dataclass(frozen=True)
 class EngineSnapshot:
     """What the engine is doing; a new one is published by reference after every tick, so that reading needs no lock.
 
     Attributes:
         phase: `idle`, `prefilling`, `generating`.
-        work_since: since when the engine has had work without a completed step (monotonic); None when idle.
-        step_limit_s: longest a step may take before it counts as a hang: max(60, 10 × measured seconds per token × tokens in it).
     """
 
     phase: str = "idle"
-    work_since: float | None = None
-    step_limit_s: float = 60.0
     running: int = 0
     queued: int = 0
     used_cells: int = 0

@@ -8,7 +8,7 @@ from erllama_host.errors import ErllamaError
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Vocabulary
 from workers.backend.values import ContextLimits, Footprint, ModelFacts
-from workers.commands import Command, EngineSnapshot, Report
+from workers.commands import Command, EngineSnapshot, Report, Work
 from workers.text import Markers
 
 
@@ -18,6 +18,11 @@ class EnginePort(Protocol):
     @property
     def snapshot(self) -> EngineSnapshot:
         """What it is doing."""
+        ...
+
+    @property
+    def work(self) -> Work | None:
+        """The piece of work that it is at; None while it has nothing to do."""
         ...
 
     def post(self, command: Command) -> None:

@@ -121,12 +121,14 @@ class Rates:
     Attributes:
         decode_step_s: seconds of a step without prefill rows. prefill_row_s: seconds a prefill row adds.
         tokens_per_s: generated tokens a second while something is generated.
+        embedding_token_s: seconds of a token of a text to embed.
     """
 
     def __init__(self) -> None:
         self.decode_step_s = 0.0
         self.prefill_row_s = 0.0
         self.tokens_per_s = 0.0
+        self.embedding_token_s = 0.0
 
     def note(self, num_prefill: int, num_decode: int, seconds: float) -> None:
         """A decode of so many rows took `seconds`."""
@@ -137,6 +139,10 @@ class Rates:
             self.prefill_row_s = _smooth(self.prefill_row_s, max(rest, 1e-7) / num_prefill)
         if num_decode and seconds > 0:
             self.tokens_per_s = _smooth(self.tokens_per_s, num_decode / seconds)
+
+    def note_embedding(self, num_tokens: int, seconds: float) -> None:
+        """So many tokens of texts took `seconds`."""
+        self.embedding_token_s = _smooth(self.embedding_token_s, seconds / num_tokens)
 
     def step_estimate_s(self, num_prefill: int) -> float:
         """What a step with so many prefill rows should take."""

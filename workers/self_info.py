@@ -56,12 +56,12 @@ class SelfInfo:
     def beat(self, status: str, model: LoadedModel | None, pending: int) -> WorkerBeat:
         """The heartbeat now."""
         snapshot = model.engine.snapshot if model is not None else IDLE
-        busy_since = snapshot.work_since
+        work = model.engine.work if model is not None else None
         return WorkerBeat(
             incarnation=self._incarnation,
             status=status,
-            busy_for_s=0.0 if busy_since is None else max(0.0, time.monotonic() - busy_since),
-            stall_limit_s=snapshot.step_limit_s,
+            busy_for_s=0.0 if work is None else max(0.0, time.monotonic() - work.since),
+            stall_limit_s=self._spec.config.hang_timeout_s if work is None else work.limit_s,
             info=self.model_info(status, model, pending),
             counters=dict(snapshot.counters),
         )

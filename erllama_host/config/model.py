@@ -44,7 +44,7 @@ class StubConfig(_Section, frozen=True):
         token_ms, prefill_ms_per_token, load_ms: how slow it pretends to be.
         emit: text to answer with instead of derived tokens.
         crash_after_tokens, hang_after_tokens: die with SIGKILL, or stop making progress, after so many tokens of one life.
-        crash_on_text: die when a prompt contains it.
+        crash_on_text: die when a prompt, or a text to embed, contains it.
         crash_once: a file to create at the first crash; while it exists, none follows.
         fail_load: fail to load, with this message. hang_in_load: never get ready.
         kind: which KV behaviour to imitate.
@@ -96,6 +96,7 @@ class ModelConfig(_Section, frozen=True):
         priority: of loads at start, and who is let go last under memory pressure.
         lazy: load at the first request instead of at start.
         load_timeout_s: a load that takes longer is a hang.
+        hang_timeout_s: a step of the engine that takes longer, and ten times longer than it should, is a hang.
         max_restarts, within_s: more restarts than that in so many seconds, and the model is given up.
         cpu_affinity, nice, gpu_ids: limits of the process.
         address_space_bytes: bound of its virtual memory: itself, the model's file, the context, and what a GPU's libraries reserve.
@@ -147,6 +148,7 @@ class ModelConfig(_Section, frozen=True):
     keep_alive_s: float | None = None
     priority: int = 0
     load_timeout_s: float = 600.0
+    hang_timeout_s: float = 60.0
     max_restarts: int = 20
     within_s: float = 60.0
     cpu_affinity: list[int] | None = None

@@ -62,6 +62,7 @@ MODEL_RANGES: Ranges = {
     "keep_alive_s": _TIME_S,
     "priority": (-_INT32, _INT32),
     "load_timeout_s": _SOME_TIME_S,
+    "hang_timeout_s": (1.0, _LONG_S),
     "max_restarts": (0.0, _INT32),
     "within_s": _SOME_TIME_S,
     "nice": (-20.0, 19.0),

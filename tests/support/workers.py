@@ -51,6 +51,7 @@ class FakeEngine:
     def __init__(self, wake):
         self.commands = []
         self.snapshot = EngineSnapshot()
+        self.work = None
         self._reports = deque()
         self._wake = wake
         self.answers = {}

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from erllama_host.errors import (
     ErllamaError,
     InternalError,
@@ -144,9 +147,17 @@ class Calls:
             room -= len(job.todo[0])
             batch.append(job.todo.popleft())
         if batch:
-            vectors = self._core.backend.embed(batch, normalize=job.call.body.normalize)
+            vectors = self._timed_embed(batch, job.call.body.normalize)
             job.vectors += [vector.astype("<f4").tobytes() for vector in vectors]
             self._core.counters["embedded_texts"] += len(batch)
+
+    def _timed_embed(self, batch: list[list[int]], normalize: bool) -> list[NDArray[np.float32]]:
+        core, num_tokens = self._core, sum(map(len, batch))
+        core.pulse.begin(num_tokens * core.rates.embedding_token_s)
+        started = core.clock()
+        vectors = core.backend.embed(batch, normalize=normalize)
+        core.rates.note_embedding(num_tokens, core.clock() - started)
+        return vectors
 
     # --- adapters -----------------------------------------------------------------------------------------------------
 
@@ -169,6 +180,7 @@ class Calls:
             self._refuse(call, InvalidRequest(hashed.problem, field="path"))
             return
         try:
+            self._core.pulse.begin_bounded(self._core.config.load_timeout_s)
             self._answer(call, self._core.adapters.load(call.body.path, hashed.sha256, call.body.scale))
         except ErllamaError as error:
             self._refuse(call, error)
@@ -184,7 +196,7 @@ class Calls:
     # --- memory -------------------------------------------------------------------------------------------------------
 
     def _evict(self, call: EngineCall) -> None:
-        saved, _ = self._core.kv.save_all(self._time_limit(call), SaveReason.EVICT)
+        saved, _ = self._save_all(self._time_limit(call), SaveReason.EVICT)
         if self._core.by_ref:
             self._core.drop_when_idle = True
             self._answer(call, c.Evicted(freed_bytes=0, deferred=True, saved_tokens=saved))
@@ -195,7 +207,7 @@ class Calls:
         """Carry out an `evict` that had to wait, after a save of what was computed meanwhile."""
         core = self._core
         if core.drop_when_idle:
-            core.kv.save_all(core.config.evict_save_timeout_s, SaveReason.EVICT)
+            self._save_all(core.config.evict_save_timeout_s, SaveReason.EVICT)
             self.drop_context()
 
     def drop_context(self) -> int:
@@ -211,8 +223,12 @@ class Calls:
         return max(0, host) + max(0, device)
 
     def _save(self, call: EngineCall) -> None:
-        saved, complete = self._core.kv.save_all(self._time_limit(call), SaveReason.SHUTDOWN)
+        saved, complete = self._save_all(self._time_limit(call), SaveReason.SHUTDOWN)
         self._answer(call, c.Saved(saved_tokens=saved, complete=complete))
+
+    def _save_all(self, limit_s: float, reason: SaveReason) -> tuple[int, bool]:
+        self._core.pulse.begin_bounded(limit_s)
+        return self._core.kv.save_all(limit_s, reason)
 
     def _time_limit(self, call: EngineCall) -> float:
         """Seconds a synchronous save may take: the caller's limit, its deadline, the model's own."""

@@ -11,6 +11,7 @@ from workers.backend.base import Backend, Vocabulary
 from workers.commands import Submit
 from workers.counters import Counters, new_counters
 from workers.engine.mailbox import Mailbox
+from workers.engine.pulse import Pulse
 from workers.kv_session import KvSession
 from workers.namespace import Namespace
 from workers.pool import Pool
@@ -27,6 +28,7 @@ class Core:
     """See the module docstring.
 
     Attributes:
+        pulse: to be told of every piece of work that may take long.
         queue: requests not admitted yet, in order of arrival. running: admitted ones, in order of admission.
         counters: monotonic figures by name, for `counters` and heartbeats.
         parking: the `cancel_reason` for requests while the engine is being parked; None while it serves.
@@ -43,6 +45,7 @@ class Core:
     make_text: MakeText
     clock: Clock
     log: Log
+    pulse: Pulse
     queue: list[Request] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
     by_ref: dict[str, Request] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from workers.backend.values import KvMode, ModelFacts, SelfCheck
 from workers.counters import new_counters
 from workers.engine.core import Clock, Core, MakeText
 from workers.engine.mailbox import Mailbox
+from workers.engine.pulse import Pulse
 from workers.fingerprint import file_sha256, model_fingerprint, remember_mode, remembered_mode
 from workers.kv_session import KvSession
 from workers.kv_store import KvStore
@@ -78,6 +79,7 @@ def load(
         clock=clock,
         log=log,
         counters=counters,
+        pulse=Pulse(config.hang_timeout_s, clock),
     )
     attach_adapters(core, spec)
     on_progress(1.0, "ready")

@@ -13,7 +13,7 @@ from erllama_host.config.model import ModelSpec
 from erllama_host.errors import ErllamaError
 from erllama_host.observability import Log
 from workers.backend.base import Progress
-from workers.commands import CancelRequest, Command, EngineCall, EngineSnapshot, Hold, Park, Report, Stop, Submit
+from workers.commands import CancelRequest, Command, EngineCall, EngineSnapshot, Hold, Park, Report, Stop, Submit, Work
 from workers.engine.admission import Admission
 from workers.engine.answers import Answers
 from workers.engine.calls import AdapterHashed, Calls
@@ -21,6 +21,7 @@ from workers.engine.core import Clock, Core, MakeText
 from workers.engine.load import MakeStore, OpenBackend, Ready, load
 from workers.engine.mailbox import Mailbox
 from workers.engine.parking import Parking
+from workers.engine.pulse import Pulse
 from workers.engine.requests import Requests
 from workers.engine.stepper import StepInfo, Stepper
 from workers.sequence import Phase
@@ -28,8 +29,6 @@ from workers.sequence import Phase
 IDLE_WAIT_S = 1.0
 POLL_WAIT_S = 0.02
 """While the store owes an answer its wake-up ends the wait; this is for its deadline."""
-MIN_STEP_LIMIT_S = 60.0
-STEP_LIMIT_FACTOR = 10.0
 SNAPSHOT_EVERY_S = 0.05
 """Between decodes of streams alone, the snapshot may be that old: making one costs as much as a tenth of a step's book-keeping."""
 
@@ -82,6 +81,7 @@ class Engine:
         self._mailbox = Mailbox(hooks.wake_service)
         self._snapshot = EngineSnapshot()
         self._ready: Ready | None = None
+        self._pulse: Pulse | None = None
 
     # --- any thread ---------------------------------------------------------------------------------------------------
 
@@ -97,6 +97,11 @@ class Engine:
     def snapshot(self) -> EngineSnapshot:
         """What the engine is doing."""
         return self._snapshot
+
+    @property
+    def work(self) -> Work | None:
+        """The piece of work that the engine is at; None while it has nothing to do, or still loads."""
+        return self._pulse.work if self._pulse is not None else None
 
     def abort(self) -> None:
         """Stop the running decode as soon as possible, for a quick end: post a `Stop` first."""
@@ -126,7 +131,7 @@ class Engine:
         except ErllamaError as error:
             self._hooks.on_load_failed(error)
             return None
-        self._ready = ready
+        self._ready, self._pulse = ready, core.pulse
         serving = Serving(core, self._publish)
         self._hooks.on_ready(ready)
         return serving
@@ -149,9 +154,8 @@ class Serving:
         self._calls = Calls(core, self._requests)
         self._parking = Parking(core, self._requests)
         self._stopped = False
-        self._work_since: float | None = None
         self._snapshot_at = float("-inf")
-        self._snapshot_of_prefill = False
+        self._tell_next = True
         self._was_idle = True
 
     def serve(self) -> None:
@@ -163,6 +167,7 @@ class Serving:
     def tick(self) -> bool:
         """One round. Returns whether anything happened, so that another round may be worth while."""
         core, now = self.core, self.core.clock()
+        core.pulse.begin()
         moved = self._take_commands()
         self._requests.expire(now)
         moved |= self._admission.advance(now)
@@ -210,15 +215,13 @@ class Serving:
         return bool(commands)
 
     def _before_decode(self, info: StepInfo) -> None:
-        # A hang is a step that does not end: each one starts the clock anew, within what nobody notices.
+        self.core.pulse.begin(self.core.rates.step_estimate_s(info.num_prefill))
         now, of_prefill = self.core.clock(), info.num_prefill > 0
-        told = self._work_since is not None and not of_prefill and not self._snapshot_of_prefill
-        if told and now - self._snapshot_at < SNAPSHOT_EVERY_S:
+        tell = of_prefill or self._tell_next or now - self._snapshot_at >= SNAPSHOT_EVERY_S
+        if not tell:
             return
-        self._work_since = self._snapshot_at = now
-        self._snapshot_of_prefill = of_prefill
-        estimate = self.core.rates.step_estimate_s(info.num_prefill)
-        self._publish(self._snapshot(max(MIN_STEP_LIMIT_S, STEP_LIMIT_FACTOR * estimate)))
+        self._snapshot_at, self._tell_next = now, of_prefill
+        self._publish(self._snapshot())
 
     def _became_idle(self) -> bool:
         """Nothing to do: check that no cell leaked, carry out a put-off `evict`, and say that we are idle."""
@@ -226,7 +229,6 @@ class Serving:
         if self._was_idle:
             return False
         self._was_idle = True
-        self._work_since = None
         drift = self.core.pool.drift() if self.core.backend.has_context else []
         if drift:
             self.core.log.error("cells_drifted", details=drift[:8])
@@ -235,15 +237,17 @@ class Serving:
                 self.core.pool.drop(live)
             for seq in self.core.pool.cells.unused_ids:
                 self.core.backend.clear(seq)
-        self._publish(self._snapshot(MIN_STEP_LIMIT_S))
+        self._tell_next = True
+        self._publish(self._snapshot())
         return True
 
     def _sleep(self) -> None:
         core = self.core
         self._answers.flush_all()
         core.mailbox.announce()
-        self._work_since = None
-        self._publish(self._snapshot(MIN_STEP_LIMIT_S))
+        self._tell_next = True
+        self._publish(self._snapshot())
+        core.pulse.rest()
         timeout = POLL_WAIT_S if core.kv.waiting or self._calls.waiting else IDLE_WAIT_S
         deadlines = [one.submit.deadline for one in core.by_ref.values() if one.submit.deadline is not None]
         if deadlines:
@@ -252,7 +256,7 @@ class Serving:
             timeout = min(timeout, POLL_WAIT_S)
         core.mailbox.wait(timeout)
 
-    def _snapshot(self, step_limit_s: float) -> EngineSnapshot:
+    def _snapshot(self) -> EngineSnapshot:
         core, cells = self.core, self.core.pool.cells
         phases = {request.phase for request in core.running}
         prefilling = phases - {Phase.DECODE}
@@ -262,8 +266,6 @@ class Serving:
             counters.update((f"cache_{name}", value) for name, value in core.kv.store.counters().items())
         return EngineSnapshot(
             phase="prefilling" if prefilling else "generating" if phases else "idle",
-            work_since=self._work_since,
-            step_limit_s=step_limit_s,
             running=len(core.running),
             queued=len(core.queue),
             used_cells=cells.used,

@@ -29,6 +29,7 @@ class Parking:
         if park is None or (core.by_ref and now < self._until):
             return False
         self._requests.end_all(park.reason)
+        core.pulse.begin_bounded(park.save_s)
         saved, complete = core.kv.save_all(park.save_s, SaveReason.SHUTDOWN)
         core.mailbox.report(Answer(park.call_id, result=Saved(saved_tokens=saved, complete=complete)))
         self._park = None

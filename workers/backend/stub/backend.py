@@ -94,7 +94,7 @@ class StubBackend:
         for seq, _ in runs:
             assert memory.is_usable(seq), f"sequence {seq} has cells but lacks its snapshot"
         self._outputs = {}
-        self._mishaps.before_decode(b"".join(map(self.vocabulary.special_piece, rows.tokens.tolist())))
+        self._mishaps.before_decode(self._spelled(rows.tokens.tolist()))
         if not memory.fits(len(rows)):
             return DecodeStatus.NO_SPACE
         if not self._mishaps.compute(len(rows), int(np.count_nonzero(rows.outputs))):
@@ -249,6 +249,7 @@ class StubBackend:
 
     def embed(self, texts: Sequence[Sequence[int]], *, normalize: bool) -> list[NDArray[np.float32]]:
         check_embed_texts(texts, self.limits, VOCAB_SIZE)
+        self._mishaps.before_decode(b" ".join(self._spelled(text) for text in texts))
         vectors = []
         for ids in texts:
             digest = Digest()
@@ -260,6 +261,9 @@ class StubBackend:
 
     def close(self) -> None:
         self.drop_context()
+
+    def _spelled(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(map(self.vocabulary.special_piece, tokens))
 
 
 def _refuse_schema(_text: str) -> str:
