@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -22,13 +23,15 @@ from workers.backend.values import KvMode, SelfCheck
 _CHUNK_BYTES = 1 << 20
 _NUM_SAMPLES = 64
 _MAX_REMEMBERED = 512
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>(?!00000)\d{5})\.gguf")
 
 
 def model_fingerprint(config: ModelConfig, home: Path | None) -> bytes:
     """32 bytes that name the model file, as `config.fingerprint_mode` says.
 
     `safe` is the file's sha256, `gguf_chunked` that of its size, its first MiB (header and vocabulary) and samples of the rest,
-    `fast_unsafe` whatever the caller claims. The stub has no file: what shapes its answers names it.
+    `fast_unsafe` whatever the caller claims. Of a model in several files it is the sha256 of theirs: the first alone may be no
+    more than a header. The stub has no file: what shapes its answers names it.
 
     Raises:
         ConfigError: `fast_unsafe` without 64 hex digits. ModelLoadFailed: the file cannot be read.
@@ -39,12 +42,24 @@ def model_fingerprint(config: ModelConfig, home: Path | None) -> bytes:
         ).digest()
     if config.fingerprint_mode == "fast_unsafe":
         return _claimed(config.fingerprint)
-    try:
-        if config.fingerprint_mode == "gguf_chunked":
-            return _sampled_digest(Path(config.path))
-        return _remembered_digest(Path(config.path), home)
-    except OSError as error:
-        raise ModelLoadFailed(f"cannot read {config.path}: {error.strerror}", path=config.path) from error
+    digests = []
+    for path in model_files(Path(config.path)):
+        try:
+            digests.append(
+                _sampled_digest(path) if config.fingerprint_mode == "gguf_chunked" else _remembered_digest(path, home)
+            )
+        except OSError as error:
+            raise ModelLoadFailed(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files of a model, by the name of one of them: llama.cpp loads `…-00001-of-00003.gguf` with the other two."""
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, count = match["stem"], match["count"]
+    return [path.with_name(f"{stem}-{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)]
 
 
 def _claimed(text: str | None) -> bytes:

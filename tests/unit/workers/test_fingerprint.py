@@ -52,6 +52,28 @@ def test_chunked_sees_the_header_the_size_and_samples(model):
     assert len({first, longer, model_fingerprint(config, None)}) == 3
 
 
+@pytest.mark.parametrize("mode", ["safe", "gguf_chunked"])
+def test_of_a_model_in_several_files_each_counts(tmp_path, mode):
+    prints = set()
+    for name, parts in {"a": ("1", "2"), "b": ("1", "other"), "c": ("other", "2"), "d": ("2", "1")}.items():
+        (tmp_path / name).mkdir()
+        for number, content in enumerate(parts, 1):
+            (tmp_path / name / f"m-0000{number}-of-00002.gguf").write_text(f"GGUF {content}")
+        first = tmp_path / name / "m-00001-of-00002.gguf"
+        prints.add(model_fingerprint(ModelConfig(path=str(first), fingerprint_mode=mode), tmp_path))
+    assert len(prints) == 4
+    (tmp_path / "a" / "m-00002-of-00002.gguf").unlink()
+    with pytest.raises(ModelLoadFailed, match="m-00002-of-00002.gguf"):
+        model_fingerprint(ModelConfig(path=str(tmp_path / "a" / "m-00001-of-00002.gguf"), fingerprint_mode=mode), None)
+
+
+def test_a_model_in_one_file_is_known_by_that_file_alone(model):
+    alone = model.with_name("m-00001-of-00001.gguf")
+    model.rename(alone)
+    config = ModelConfig(path=str(alone))
+    assert model_fingerprint(config, None) == hashlib.sha256(alone.read_bytes()).digest()
+
+
 def test_fast_unsafe_believes_the_caller_and_needs_64_digits():
     claimed = ModelConfig(path="/nowhere", fingerprint_mode="fast_unsafe", fingerprint="cd" * 32)
     assert model_fingerprint(claimed, None) == bytes.fromhex("cd" * 32)
