@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from erllama_host.doctor.context import Context, instance_of
+from erllama_host.doctor.files import used_bytes
 from erllama_host.doctor.finding import Finding, ok
 from erllama_host.doctor.scan import HostProcess, scan_processes
 from erllama_host.supervisor.leftovers import clean_unless_running
@@ -93,7 +94,7 @@ def check_orphaned_memory(context: Context) -> Iterator[Finding]:
         if path.name.removeprefix(prefix) in living or not path.is_dir():
             continue
         found = True
-        used = sum(item.lstat().st_blocks * 512 for item in path.rglob("*"))
+        used = used_bytes(path)
         yield Finding(
             "orphaned-memory",
             "warning",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from erllama_host.config.paths import MAX_IPC_PATH_BYTES
 from erllama_host.doctor.context import Context
+from erllama_host.doctor.files import status_of
 from erllama_host.doctor.finding import Finding, ok
 from erllama_host.transport.curve import list_keys, useless_keys
 
@@ -119,9 +120,9 @@ def check_clock(context: Context) -> Iterator[Finding]:
     latest, newest = 0.0, None
     for folder in (context.paths.run, context.paths.home, context.paths.logs):
         for path in folder.glob("*") if folder.is_dir() else ():
-            changed = path.lstat().st_mtime
-            if changed > latest:
-                latest, newest = changed, path
+            status = status_of(path)
+            if status is not None and status.st_mtime > latest:
+                latest, newest = status.st_mtime, path
     if latest > context.now + _CLOCK_SLACK_S:
         yield Finding(
             "clock",

@@ -11,6 +11,7 @@ import psutil
 
 from erllama_host.config import Config
 from erllama_host.doctor.context import Context
+from erllama_host.doctor.files import used_bytes
 from erllama_host.doctor.finding import Finding, Severity, ok
 
 MIB = 1 << 20
@@ -78,7 +79,7 @@ def _check_tier(name: str, path: Path, budget_bytes: int) -> Finding:
     existing = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
     if existing is None:
         return Finding("disk", "problem", f"tier {name}: {path} does not exist and cannot be made", "correct its path")
-    used = sum(item.lstat().st_blocks * 512 for item in path.rglob("*") if item.is_file()) if path.is_dir() else 0
+    used = used_bytes(path)
     free = shutil.disk_usage(existing).free
     if free + used < budget_bytes:
         room = f"{used // MIB} MiB are used and {free // MIB} MiB free at {existing}"

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_a_bad_configuration_is_a_problem(paths):
     (finding,) = check_config(gather(paths))
     assert finding.severity == "problem"
     assert "load_at_onec" in finding.what
+
+
+def test_files_that_go_while_they_are_looked_at_are_no_findings(look, paths, monkeypatch):
+    """A host writes beside and renames, and its cache evicts, while doctor looks."""
+    lstat, folder = Path.lstat, paths.kv_disk / "ab"
+    folder.mkdir(parents=True)
+    for file in (paths.run / ".x.json.1", folder / "segment"):
+        file.write_text("x")
+
+    def gone(path):
+        if path.name in (".x.json.1", "segment"):
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", gone)
+    assert look(check_clock) == look(check_disk, Config(cache=CacheConfig(disk_budget_bytes=0))) == []
 
 
 def test_a_model_file_that_is_missing(look, tmp_path):
