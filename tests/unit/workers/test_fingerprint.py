@@ -63,7 +63,7 @@ def test_of_a_model_in_several_files_each_counts(tmp_path, mode):
         prints.add(model_fingerprint(ModelConfig(path=str(first), fingerprint_mode=mode), tmp_path))
     assert len(prints) == 4
     (tmp_path / "a" / "m-00002-of-00002.gguf").unlink()
-    with pytest.raises(ModelLoadFailed, match="m-00002-of-00002.gguf"):
+    with pytest.raises(ModelLoadFailed, match=r"m-00002-of-00002\.gguf"):
         model_fingerprint(ModelConfig(path=str(tmp_path / "a" / "m-00001-of-00002.gguf"), fingerprint_mode=mode), None)
 
 
