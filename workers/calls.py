@@ -28,7 +28,6 @@ ENGINE_KINDS = frozenset(
     {"embed", "load_adapter", "unload_adapter", "set_adapter_scale", "list_adapters", "evict", "shutdown"}
     | {"cached_prefix_len", "end_session", "fork", "verify"}
 )
-TEXT_KINDS = frozenset({"tokenize", "detokenize", "draft"})
 
 
 @dataclass(frozen=True)

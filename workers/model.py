@@ -88,6 +88,3 @@ class EngineEnded:
     """The engine thread has left its loop: after `Stop` (`error` None), or because of an exception."""
 
     error: BaseException | None
-
-
-ToService = Callable[[object], None]

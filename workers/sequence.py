@@ -46,8 +46,6 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 }
 """QUEUED again is a preemption."""
 
-COMPUTING = frozenset({Phase.PREFILL, Phase.DECODE})
-
 
 @dataclass(slots=True)
 class Times:
