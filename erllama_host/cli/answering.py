@@ -5,7 +5,6 @@ Ctrl-C cancels the answer at the next token, and what there is stays; a second o
 """
 
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
@@ -46,31 +45,25 @@ def show(stream: "Stream", out: TextIO | None) -> Answer:
     try:
         if out is not None and out.isatty():
             spinner.enter_context(waiting("reading the prompt"))
-        for piece in _pieces(stream, answer):
-            spinner.close()
-            answer.texts.setdefault(piece.channel, []).append(piece.text)
-            if printer is not None:
-                printer.show(piece)
+        while True:
+            try:
+                piece = next(stream, None)
+                if piece is None:
+                    break
+                spinner.close()
+                answer.texts.setdefault(piece.channel, []).append(piece.text)
+                if printer is not None:
+                    printer.show(piece)
+            except KeyboardInterrupt:  # while waiting, or while writing to a slow terminal
+                if answer.interrupted:
+                    raise
+                answer.interrupted = True
+                stream.cancel()
     finally:
         spinner.close()
         if printer is not None:
             printer.finish()
     return answer
-
-
-def _pieces(stream: "Stream", answer: Answer) -> Iterator["Piece"]:
-    while True:
-        try:
-            piece = next(stream)
-        except StopIteration:
-            return
-        except KeyboardInterrupt:
-            if answer.interrupted:
-                raise
-            answer.interrupted = True
-            stream.cancel()
-            continue
-        yield piece
 
 
 class _Printer:

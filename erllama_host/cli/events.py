@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from erllama_host.cli.connection import open_client
 from erllama_host.cli.options import FollowFlag, JsonFlag
 from erllama_host.cli.output import check_reader, print_table
-from erllama_host.errors import HostUnavailable, Timeout
+from erllama_host.errors import ErllamaError
 
 if TYPE_CHECKING:
     from erllama_host.client import Client
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _FOLLOW_WAIT_MS = 2000
 _ATTEND_WAIT_MS = 1000
+_RETRY_S = 0.2
 _ALL = 2000
 _STYLE_OF_WORD = {
     "gave_up": "bold red",
@@ -61,7 +63,7 @@ def events(
 
 
 def follow_events(host: "Client", not_before: float, is_over: Callable[[], bool]) -> None:
-    """Print events as they come until `is_over`; a host that is away for a moment is waited for.
+    """Print events as they come until `is_over`; a host that is away for a moment, or has too much to do, is waited for.
 
     Args:
         not_before: wall clock, seconds; the journal also has what happened before the host was started this time.
@@ -70,7 +72,10 @@ def follow_events(host: "Client", not_before: float, is_over: Callable[[], bool]
     while not is_over():
         try:
             found = host.events(since=since, limit=_ALL, wait_ms=_ATTEND_WAIT_MS)
-        except (HostUnavailable, Timeout):
+        except ErllamaError as error:
+            if not error.retryable:
+                raise
+            time.sleep(max(_RETRY_S, error.retry_after_s or 0.0))
             continue
         since = found.next
         _print_as_they_come([event for event in found.events if event.at >= not_before])

@@ -2,22 +2,23 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erllama_host.cli import answering
-from erllama_host.cli.connection import open_client, paths_of, settings_of
+from erllama_host.cli.connection import open_client, paths_of
 from erllama_host.cli.exits import Exit
 from erllama_host.cli.options import JsonFlag, LoadOptions, MaxTokens, ModelOrFile, Seed, Temperature, flag
 from erllama_host.cli.output import note, print_json
 from erllama_host.cli.versions import require_host
-from erllama_host.errors import InvalidRequest, ModelLoadFailed
+from erllama_host.errors import InvalidRequest, ModelLoadFailed, ModelNotLoaded
 
 if TYPE_CHECKING:
     from erllama_host.client import Client, Model, Stream
+    from erllama_host.protocol.calls import LoadProgress
 
 
 def run(
@@ -119,7 +120,7 @@ def _model_for(ctx: typer.Context, name: str, config: dict[str, Any]) -> Iterato
             yield host.model(name)
         return
     path = Path(name).absolute()
-    if settings_of(ctx).endpoint is None and not _is_running(ctx):
+    if paths_of(ctx).endpoint_override is None and not _is_running(ctx):
         with _private_host(path) as host, _loaded(host, path, config) as model:
             yield model
         return
@@ -170,11 +171,21 @@ def _found_or_loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iter
 
 @contextmanager
 def _loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iterator["Model"]:
+    """The file loaded for the length of the block. A load that is interrupted is undone as well: it would come back at every `up`."""
     from erllama_host.cli.progress import file_size, load_bar
 
-    with load_bar(path.name, file_size(path)) as on_progress:
-        model = host.load_model(str(path), on_progress=on_progress, **config)
+    begun: set[str] = set()
+
+    def on_progress(progress: "LoadProgress") -> None:
+        begun.add(progress.model_id)
+        show(progress)
+
     try:
+        with load_bar(path.name, file_size(path)) as show:
+            model = host.load_model(str(path), on_progress=on_progress, **config)
+        begun.add(model.model_id)
         yield model
     finally:
-        model.unload()
+        for model_id in begun:
+            with suppress(ModelNotLoaded):  # the load has failed
+                host.unload(model_id)

@@ -135,6 +135,8 @@ class FakeClient:
         self.segments = [segment()]
         self.corrupt_files = 0
         self.fail_with: BaseException | None = None
+        self.load_ends_with: BaseException | None = None
+        """An error: the load fails. Anything else: its caller is interrupted, and the host goes on loading."""
 
     def __enter__(self) -> "FakeClient":
         return self
@@ -165,7 +167,11 @@ class FakeClient:
         name = model_id or "erllama_model_1"
         self.asked.append(("load_model", str(path), model_id, config))
         on_progress(LoadProgress(model_id=name, phase="loading", fraction=0.5, loaded_bytes=50, total_bytes=100))
+        if isinstance(self.load_ends_with, ErllamaError):
+            raise self.load_ends_with
         self.infos[name] = ModelInfo(model_id=name, status="idle", pid=100, path=str(path), has_chat_template=True)
+        if self.load_ends_with is not None:
+            raise self.load_ends_with
         return self.model(name)
 
     def unload(self, model_id: str) -> None:

@@ -9,7 +9,9 @@ import pytest
 from erllama_host import supervisor
 from erllama_host.cli import chat as chat_module
 from erllama_host.cli.answering import show, stats_line
-from erllama_host.errors import QueueFull, WorkerDied
+from erllama_host.client.results import StreamStats
+from erllama_host.errors import ModelLoadFailed, QueueFull, WorkerDied
+from erllama_host.protocol.inference import CacheReport
 from tests.support.fake_client import FakeStream, pieces, tiny
 
 
@@ -82,11 +84,24 @@ def test_thinking_is_dim_on_a_terminal_and_left_out_when_piped():
     assert pipe.getvalue() == "ok\n"
 
 
+def test_ctrl_c_while_a_piece_is_written_cancels_too():
+    class SlowTerminal(Terminal):
+        def write(self, text):
+            if text == "two":
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    stream, terminal = FakeStream(pieces("one", "two", "three")), SlowTerminal()
+    answer = show(stream, terminal)
+    assert stream.cancelled and answer.interrupted and terminal.getvalue() == "one\n"
+    assert answer.text == "onetwo", "it belongs to the conversation"
+
+
 def test_figures_tell_of_resumes_and_misses():
-    stream = FakeStream([])
-    show(stream, None)
-    assert stream.stats is not None
-    assert "resumed" not in stats_line(stream.stats)
+    cold = StreamStats(finish_reason="stop", resumes=2, cache=CacheReport(kind="cold", miss_reason="evicted"))
+    assert stats_line(cold) == "0 prompt tokens, 0 generated · cache cold (evicted) · resumed 2 times · ended by stop"
+    cut_off = StreamStats(finish_reason="cancelled", cancel_reason="deadline")
+    assert stats_line(cut_off).endswith("cache cold · ended by deadline")
 
 
 def test_run_without_a_file_and_without_a_host_says_so(erllama, tmp_path):
@@ -102,6 +117,22 @@ def test_a_file_is_loaded_for_the_answer_and_unloaded_again(erllama, host, tmp_p
     assert erllama("run", str(path), "Hi", "-o", "n_ctx=512").out == "ok\n"
     assert host.asked[0] == ("load_model", str(path), None, {"n_ctx": 512})
     assert list(host.infos) == ["tiny"]
+
+
+@pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt(), 130), (ModelLoadFailed("no tensors"), 4)])
+def test_a_load_that_is_interrupted_is_undone(erllama, host, tmp_path, monkeypatch, ending, code):
+    """Else the model would stay on the host, and come back at its next start."""
+    monkeypatch.setattr(supervisor, "host_state", lambda _paths: supervisor.HostState(parent_pid=1))
+    host.load_ends_with = ending
+    assert erllama("run", str(tmp_path / "big.gguf"), "Hi").code == code
+    assert list(host.infos) == ["tiny"]
+
+
+def test_an_endpoint_in_the_environment_is_asked_instead_of_a_private_host(erllama, host, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERLLAMA_ENDPOINT", "ipc:///elsewhere/clients.sock")
+    host.answers = [FakeStream(pieces("ok"))]
+    assert erllama("run", str(tmp_path / "big.gguf"), "Hi").out == "ok\n"
+    assert host.asked[0][0] == "load_model"
 
 
 def test_a_file_that_is_loaded_already_is_used_as_it_is(erllama, host, tmp_path, monkeypatch):
