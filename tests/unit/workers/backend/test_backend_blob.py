@@ -20,14 +20,16 @@ RECURRENT = Layout(0, 0, True, True)
 
 
 def cell_part(positions, *, layers=2, row_bytes=8, record_bytes=12, values=True, streams=1, owners=1, transposed=0):
+    """`row_bytes`: of every layer, or one number per layer."""
     part = struct.pack("<II", streams, len(positions))
     if not len(positions):
         return part
     for position in positions:
         part += struct.pack("<iI", position, owners) + b"\0" * (record_bytes - 12) + struct.pack("<i", 3)
-    part += struct.pack("<II", transposed, layers)
-    row = struct.pack("<iQ", 1, row_bytes) + b"\x07" * (row_bytes * len(positions))
-    return part + row * (layers * (2 if values else 1))
+    sizes = [row_bytes] * layers if isinstance(row_bytes, int) else row_bytes
+    part += struct.pack("<II", transposed, len(sizes))
+    rows = b"".join(struct.pack("<iQ", 1, size) + b"\x07" * (size * len(positions)) for size in sizes)
+    return part + rows * (2 if values else 1)
 
 
 def state_part(position):
@@ -78,6 +80,13 @@ def test_the_layout_is_found_by_its_end():
     variants = [Layout(1, record, values, False) for record in (12, 20) for values in (True, False)]
     assert read(data, *variants).is_exactly(0, 4, 0, with_state=False)
     assert read(data, PLAIN) is None
+
+
+@pytest.mark.parametrize("row_bytes", [[8, 8, 8], [8, 8, 24], [24, 8, 8], [8], []])
+def test_layers_may_differ_in_size(row_bytes):
+    data = PREFIX + cell_part(range(4), row_bytes=row_bytes)
+    assert read(data, PLAIN).is_exactly(0, 4, 0, with_state=False)
+    assert read(data + b"\0", PLAIN) is None and read(data[:-1], PLAIN) is None
 
 
 @pytest.mark.parametrize("change", [{"streams": 2}, {"owners": 0}, {"owners": 2}, {"transposed": 1}, {"layers": 5000}])
