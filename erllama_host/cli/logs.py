@@ -5,13 +5,14 @@ crash) as it is.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TextIO
+from typing import Annotated, Any, BinaryIO, Self, TextIO
 
 import typer
 
@@ -74,7 +75,7 @@ def log_files(folder: Path, name: str | None) -> list[Path]:
     """Current (not rotated) log files, of one process or of all."""
     if name is None:
         return sorted(folder.glob("*.log"))
-    candidates = [folder / f"{name}.log", folder / f"model-{name}.log", folder / f"model:{name}.log"]
+    candidates = [folder / f"{name}.log", folder / f"model-{name}.log"]
     return [path for path in candidates if path.is_file()]
 
 
@@ -100,10 +101,11 @@ class Tail:
     """Reads what a file has got since the last look, also after circus has rotated it away and begun anew."""
 
     path: Path
-    _file: TextIO | None = None
+    _file: BinaryIO | None = None
     _inode: int = 0
     _at: str = ""
-    _partial: str = field(default="")
+    _partial: bytes = b""
+    """The beginning of a line; bytes, since it may end in the middle of a character."""
 
     def read(self) -> Iterator[Line]:
         """Complete lines that are new."""
@@ -122,10 +124,10 @@ class Tail:
     def _rest(self) -> Iterator[Line]:
         if self._file is None:
             return
-        text = self._partial + self._file.read()
-        *lines, self._partial = text.split("\n")
+        *lines, self._partial = (self._partial + self._file.read()).split(b"\n")
         for line in lines:
-            yield self._parse(line)
+            for part in line.rstrip(b"\r").split(b"\r"):
+                yield self._parse(part.decode(errors="replace"))
 
     def _rotated(self) -> bool:
         try:
@@ -135,11 +137,14 @@ class Tail:
 
     def _open(self) -> None:
         first = self._file is None
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return  # rotated again at this moment; the next look finds it
         if self._file is not None:
             self._file.close()
-        self._file = self.path.open(encoding="utf-8", errors="replace")
-        status = self.path.stat()
-        self._inode, self._partial = status.st_ino, ""
+        status = os.fstat(file.fileno())
+        self._file, self._inode, self._partial = file, status.st_ino, b""
         if first and status.st_size > _TAIL_BYTES:
             self._file.seek(status.st_size - _TAIL_BYTES)
             self._file.readline()

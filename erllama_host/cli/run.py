@@ -171,7 +171,7 @@ def _found_or_loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iter
 
 @contextmanager
 def _loaded(host: "Client", path: Path, config: dict[str, Any]) -> Iterator["Model"]:
-    """The file loaded for the length of the block. A load that is interrupted is undone as well: it would come back at every `up`."""
+    """The file loaded for the length of the block. An interrupted load is undone as well: it would come back at every `up`."""
     from erllama_host.cli.progress import file_size, load_bar
 
     begun: set[str] = set()

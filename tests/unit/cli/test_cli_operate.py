@@ -115,6 +115,27 @@ def test_a_tail_survives_rotation_and_half_lines(tmp_path):
         assert merged([tail]) == []
 
 
+def test_a_character_that_comes_in_two_parts_stays_whole(tmp_path):
+    path = tmp_path / "a.log"
+    path.write_bytes(b"caf\xc3")
+    with Tail(path) as tail:
+        assert merged([tail]) == []
+        with path.open("ab") as file:
+            file.write(b"\xa9\nnot text: \xff\n10 %\r20 %\r\n")
+        assert [line.text for line in merged([tail])] == ["café", "not text: \ufffd", "10 %", "20 %"]
+
+
+def test_a_file_that_is_rotated_away_while_it_is_opened_is_found_at_the_next_look(tmp_path, monkeypatch):
+    path = tmp_path / "a.log"
+    path.write_text("one\n")
+    with Tail(path) as tail:
+        with monkeypatch.context() as patch:
+            patch.setattr(Tail, "_rotated", lambda tail: not path.unlink(missing_ok=True))
+            assert merged([tail]) == []
+        path.write_text("two\n")
+        assert [line.text for line in merged([tail])] == ["two"]
+
+
 # ---- cache -----------------------------------------------------------------------------------------------------------
 
 
