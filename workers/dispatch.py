@@ -200,6 +200,8 @@ class Dispatcher:
         self._inference = Inference(model, self._spec.config, self._incarnation, chat, self.background, self.carry_out)
         self._model_calls = ModelCalls(model, chat, self._calls, self._outbox, self.background, self._learn_adapters)
         self._log.info("ready", load_ms=round(model.load_ms, 1), kv_mode=model.kv_mode, kv_reason=model.kv_reason)
+        if not self._leaving.is_serving:  # parked while it loaded
+            return
         self._presence.ready(model)
         if self._spec.adapters:
             self._model_calls.ask_for_adapters()

@@ -86,7 +86,6 @@ class Request:
 
     Attributes:
         row: prompt and answer. generated: the answer alone, with what an earlier worker delivered.
-        prefill_end: length of the row when it was admitted; with that many tokens computed, the next one is sampled.
         draft_from: for `verify`: logits are wanted from this position of the row on; None for inference.
         choices: for `verify`: the likeliest token after each of these positions. failure: why it ended without all of them.
         cache: what the cache did when the request was first admitted, which is what its report tells. tally: what it does for
@@ -109,7 +108,6 @@ class Request:
         self.live: LiveSequence | None = None
         self.waits_for: Request | None = None
         self.waits_until_len = 0
-        self.prefill_end = len(self.row)
         self.cuts: list[int] = []
         self.snapshot_at: set[int] = set()
         self.pinned = False

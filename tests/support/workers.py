@@ -213,11 +213,12 @@ class RunningService:
     def _run(self, endpoint):
         self.exit_code = self.service.run(endpoint)
 
-    def load(self):
+    def load(self, *, wait=True):
         from tests.support.backends import open_stub_backend
 
         self.inbox.put(Loaded(loaded_model(self.engine, open_stub_backend(), self.n_ctx)))
-        self.controller.expect("w.ready")
+        if wait:
+            self.controller.expect("w.ready")
 
     def terminate(self):
         self.service.on_signal(signal.SIGTERM, None)

@@ -82,7 +82,6 @@ class Admission:
         except ErllamaError as error:
             self._requests.fail(request, error)
             return
-        request.prefill_end = len(request.row)
         ended = self._ended_before(request)
         if ended is not None:
             self._requests.finish(request, ended)

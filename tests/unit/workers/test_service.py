@@ -296,6 +296,16 @@ def test_park_is_answered_when_the_engine_has_saved_and_sigterm_ends():
         assert service.join() == ExitCode.CLEAN
 
 
+def test_a_model_that_is_parked_while_it_loads_never_serves():
+    with RunningService(load=False) as service:
+        service.controller.send("c.park", ParkBody(reason="unload", finish_s=0.0, save_s=3.0), ref="@host/" + "0" * 32)
+        service.controller.expect("reply")
+        service.load(wait=False)
+        assert service.controller.expect("error", ref=start(service)).code == "ModelLoading"
+        assert service.controller.call("status").status == "stopping"
+        assert not any(envelope.kind == "w.ready" for envelope, _ in service.controller.inbox)
+
+
 def test_sigterm_parks_first_and_a_second_one_does_not_wait():
     with RunningService() as service:
         service.terminate()
