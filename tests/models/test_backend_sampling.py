@@ -214,3 +214,42 @@ def test_sampling_can_be_checked_by_another_thread_during_a_decode(tiny):
     thread.join()
     tiny.clear(0)
     assert not failures
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1e-40),
+        SamplingParams(temperature=5e-324, top_p=0.9),
+        SamplingParams(temperature=1e-38, top_k=5, typical_p=0.5),
+    ],
+    ids=["no float", "smallest", "divided"],
+)
+def test_numbers_beyond_what_llama_cpp_computes_with_mean_what_they_say(smollm2, params):
+    ids = smollm2.vocabulary.tokenize("The capital of France is")
+    smollm2.clear(0)
+    likeliest = int(feed(smollm2, 0, ids).argmax())
+    sampler = smollm2.make_sampler(params, 1)
+    assert sampler.sample(len(ids) - 1) == likeliest, "as cold as that the likeliest is drawn"
+    sampler.close()
+
+
+def test_a_bias_beyond_what_llama_cpp_computes_with_wins(smollm2):
+    ids = smollm2.vocabulary.tokenize("The capital of France is")
+    for temperature in (0.0, 1.0, 1e-40):
+        smollm2.clear(0)
+        feed(smollm2, 0, ids)
+        sampler = smollm2.make_sampler(SamplingParams(temperature=temperature, logit_bias={"1234": 1e300}), 1)
+        assert sampler.sample(len(ids) - 1) == 1234
+        sampler.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-40])
+def test_a_penalty_beyond_what_llama_cpp_computes_with_repeats(smollm2, temperature):
+    ids = smollm2.vocabulary.tokenize("The capital of France is")
+    smollm2.clear(0)
+    feed(smollm2, 0, ids)
+    sampler = smollm2.make_sampler(SamplingParams(temperature=temperature, repetition_penalty=1e-300), 1)
+    sampler.prime(ids)
+    assert sampler.sample(len(ids) - 1) in ids
+    sampler.close()

@@ -19,6 +19,9 @@ from workers.backend.values import Logits
 
 _RANDOM_SEED = 0xFFFFFFFF
 """LLAMA_DEFAULT_SEED: llama.cpp would draw one itself, and the answer could not be repeated."""
+_SMALLEST, _LARGEST = 1e-12, 1e12
+"""Bounds of a temperature, a penalty, a bias: what they all together make of a logit must be a number in 32 bits. Beyond, the
+chain would draw anything at all."""
 _CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 
 
@@ -156,9 +159,10 @@ def _parts(params: SamplingParams, seed: int, n_vocab: int, n_ctx: int, biases: 
         parts.append(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
     if has_penalties(params):
         last_n = n_ctx if params.penalty_last_n < 0 else params.penalty_last_n
+        repetition = max(_SMALLEST, params.repetition_penalty)
         parts.append(
             lib.llama_sampler_init_penalties(
-                n_vocab, last_n, params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+                n_vocab, last_n, repetition, params.frequency_penalty, params.presence_penalty
             )
         )
     if params.temperature <= 0:
@@ -174,7 +178,7 @@ def _parts(params: SamplingParams, seed: int, n_vocab: int, n_ctx: int, biases: 
     chosen = seed if params.seed is None else params.seed
     return [
         *parts,
-        lib.llama_sampler_init_temp(params.temperature),
+        lib.llama_sampler_init_temp(max(_SMALLEST, params.temperature)),
         lib.llama_sampler_init_dist(_RANDOM_SEED - 1 if chosen == _RANDOM_SEED else chosen),
     ]
 
@@ -183,5 +187,5 @@ def _biases(bias: dict[str, float], n_vocab: int) -> Any:
     check_bias(bias, n_vocab)
     rows = (lib.llama_logit_bias * len(bias))()
     for row, (token, value) in zip(rows, bias.items(), strict=True):
-        row.token, row.bias = int(token), value
+        row.token, row.bias = int(token), min(_LARGEST, value)
     return rows
