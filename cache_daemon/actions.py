@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cache_daemon.entries import Identity
+from cache_daemon.entries import FileRef, Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class ForgetMapping:
 class Salvage:
     """A reservation ended without a word from its writer: it may have linked the file before.
 
-    Remove the temporary file first: after that no link can succeed. Then look at the final name, and adopt what is good there.
+    Remove the temporary file first: after that no link can succeed. Then look at the final name, say `Catalog.salvaged`, and adopt
+    what is good there. The bytes of `file` stay reserved until then.
     """
 
     tier: str
@@ -41,6 +42,8 @@ class Salvage:
     temporary: str
     final: str
     target_tier: str
+    file: FileRef
+    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

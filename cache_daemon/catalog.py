@@ -63,7 +63,7 @@ class Catalog:
         self.leases = LeaseTable(settings.lease_ttl_s, settings.hold_s, settings.first_id)
         numbers = Numbers(settings.first_id)
         self.reservations = ReservationTable(settings.reservation_ttl_s, numbers)
-        self.holdings = Holdings(tiers, settings.block_tokens, self.leases)
+        self.holdings = Holdings(tiers, settings.block_tokens, self.leases, self.reservations)
         self.carrying = Carrying(self.holdings, numbers)
         self.recovering = False
 
@@ -150,7 +150,7 @@ class Catalog:
             return self._refuse(identity, refusal)
         stock = self._write_stock(target_tier)
         size = file_bytes(meta.num_tokens, capacity_bytes)
-        room = self.holdings.make_room(stock, size)
+        room = self.holdings.make_room(stock, size, spare=(meta.parent, SegmentKind.BLOCK))
         if room is Refusal.NO_BUDGET:
             return self._refuse(identity, Refusal.NO_BUDGET)
         if isinstance(room, Coming):
@@ -210,7 +210,7 @@ class Catalog:
     ) -> bool:  # fmt: skip
         """A file has its final name: make it visible. False: it is not wanted (any more), and is removed."""
         self.holdings.now = now
-        reservation = self.reservations.close(token, owner)
+        reservation = self._close(token, owner)
         if reservation is None:
             return False
         stock = self.holdings.stocks[reservation.tier]
@@ -229,7 +229,7 @@ class Catalog:
     def abort(self, owner: str, token: int, inode: int, now: float, *, no_space: bool = False) -> None:
         """A writer gives its reservation back by its own word, so its file may be overwritten."""
         self.holdings.now = now
-        reservation = self.reservations.close(token, owner)
+        reservation = self._close(token, owner)
         if reservation is None:
             self._overdue_returned(owner, token)
             return
@@ -245,6 +245,13 @@ class Catalog:
         else:
             self.holdings.actions.append(Unlink(reservation.path))
             self.holdings.drop_name(stock, (reservation.tier, inode), file.file_bytes)
+
+    def _close(self, token: int, owner: str) -> Reservation | None:
+        """End a reservation; what it needed before it may be evictable now."""
+        reservation = self.reservations.close(token, owner)
+        if reservation is not None:
+            self.holdings.consider((reservation.meta.parent, SegmentKind.BLOCK))
+        return reservation
 
     # ---- events --------------------------------------------------------------------------------------------------
 
@@ -288,15 +295,20 @@ class Catalog:
             self.forgotten(owner, (tier, -token))
 
     def _end_unheard(self, reservation: Reservation, file: FileRef) -> None:
-        """End a reservation whose writer has not said what became of it. `file` stays counted while anybody maps it."""
-        self.reservations.close(reservation.token, reservation.owner)
-        stock = self.holdings.stocks[reservation.tier]
-        stock.ledger.reserved_bytes -= reservation.file_bytes
-        final = self.holdings.path_of(reservation.identity, reservation.tier)
+        """End a reservation whose writer has not said what became of it. `file`: what it was writing."""
+        self._close(reservation.token, reservation.owner)
+        tier, identity = reservation.tier, reservation.identity
+        final = self.holdings.path_of(identity, tier)
         self.holdings.actions.append(
-            Salvage(reservation.tier, reservation.identity, reservation.path, final, reservation.target_tier)
+            Salvage(tier, identity, reservation.path, final, reservation.target_tier, file, reservation.file_bytes)
         )
-        self.holdings.drop_name(stock, file, reservation.file_bytes)
+
+    def salvaged(self, action: Salvage, found: FileRef | None) -> None:
+        """What a `Salvage` came to: `found` is about to be adopted. Any other file stays counted while anybody maps it."""
+        stock = self.holdings.stocks[action.tier]
+        stock.ledger.reserved_bytes -= action.file_bytes
+        if found != action.file:
+            self.holdings.drop_name(stock, action.file, action.file_bytes)
 
     # ---- copies --------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from cache_daemon.leases import LeaseTable
 from cache_daemon.ledger import Ledger
 from cache_daemon.mappings import MappingTable
 from cache_daemon.prefix_index import PrefixIndex, depends_on_parent
+from cache_daemon.reservations import ReservationTable
 from cache_daemon.stock import FreeFile, Stock, suits
 from cache_daemon.tally import Tally
 from erllama_host.kv.reuse import MissReason, Refusal
@@ -28,10 +29,12 @@ class Coming:
 class Holdings:
     """All entries and tiers."""
 
-    def __init__(self, tiers: Iterable[TierSpec], block_tokens: int, leases: LeaseTable) -> None:
+    def __init__(
+        self, tiers: Iterable[TierSpec], block_tokens: int, leases: LeaseTable, reservations: ReservationTable
+    ) -> None:
         """
         Args:
-            leases: says what must stay; owned by the catalog.
+            leases, reservations: say what must stay; owned by the catalog.
         """
         self.index = PrefixIndex(block_tokens)
         self.entries: dict[Identity, Entry] = {}
@@ -44,6 +47,7 @@ class Holdings:
         self.touched: set[Identity] = set()
         """Used since their file times were set last; the service mirrors `last_used_s` to the files in batches."""
         self._leases = leases
+        self._reservations = reservations
         self.stocks: dict[str, Stock] = {spec.name: self._new_stock(spec) for spec in tiers}
 
     def _new_stock(self, spec: TierSpec) -> Stock:
@@ -109,10 +113,11 @@ class Holdings:
 
     # ---- room ----------------------------------------------------------------------------------------------------
 
-    def make_room(self, stock: Stock, size: int) -> FreeFile | Coming | Refusal | None:
+    def make_room(self, stock: Stock, size: int, spare: Identity | None = None) -> FreeFile | Coming | Refusal | None:
         """Room for `size` bytes: a recycled file (already taken off its books), or None when a new file fits.
 
-        Evicts as little as it can. Bytes of unlinked files that workers still map come back when they have unmapped them: then
+        Evicts as little as it can, and not `spare`, on which the segment that needs the room depends: a row that is larger than the
+        tier keeps its beginning. Bytes of unlinked files that workers still map come back when they have unmapped them: then
         the answer is `Coming`, and nothing more is evicted for it.
         """
         if (free := stock.take_free(size)) is not None:
@@ -125,13 +130,21 @@ class Holdings:
             if (oldest := stock.pop_free()) is not None:
                 self._unlink_free(stock, oldest)
                 continue
-            victim = stock.evictor.next_victim()
+            victim = self._next_victim(stock, spare)
             if victim is None:
                 return Refusal.NO_BUDGET
             freed = self._drop_copy(self.entries[victim], stock, recycle_for=size)
             if freed is not None:
                 return freed
         return None
+
+    @staticmethod
+    def _next_victim(stock: Stock, spare: Identity | None) -> Identity | None:
+        victim = stock.evictor.next_victim()
+        if victim is not None and victim == spare:
+            victim = stock.evictor.next_victim()
+            stock.evictor.consider(spare)
+        return victim
 
     def set_limit(self, tier: str, limit_bytes: int) -> None:
         """How much of the budget the filesystem can really hold; what exceeds it is evicted."""
@@ -174,7 +187,7 @@ class Holdings:
         entry = self.entries.get(identity)
         if entry is None or self._leases.is_leased(identity) or entry.carrying:
             return 0
-        if (entry.pinned and not pinned) or self.index.num_dependents(identity):
+        if (entry.pinned and not pinned) or self._is_needed(identity):
             return 0
         freed = sum(copy.file_bytes for copy in entry.copies.values())
         for tier in list(entry.copies):
@@ -276,11 +289,15 @@ class Holdings:
             backed = self._is_backed(entry, tier)
             may_go = not (self._leases.is_leased(identity) or entry.carrying)
             if not backed:
-                may_go = may_go and not entry.pinned and not self.index.num_dependents(identity)
+                may_go = may_go and not entry.pinned and not self._is_needed(identity)
             rank = rank_of(entry, 2 if backed else 1, self.index.is_orphan(entry.meta))
             return Standing(may_go, self._leases.is_held(identity, self.now), rank)
 
         return standing
+
+    def _is_needed(self, identity: Identity) -> bool:
+        """Whether segments that are stored, or being written, need this one before them."""
+        return self.index.num_dependents(identity) > 0 or self._reservations.has_children(identity)
 
     def _is_backed(self, entry: Entry, tier: str) -> bool:
         """Whether a more durable tier has the segment too, so that dropping it here costs next to nothing."""

@@ -94,10 +94,10 @@ class PrefixIndex:
             if not siblings:
                 del self._children[meta.parent]
         if depends_on_parent(meta):
-            _decrement(self._num_dependents, meta.parent)
+            decrement(self._num_dependents, meta.parent)
         if meta.start == 0:
             first = meta.tokens[:_FIRST_BYTES]
-            _decrement(self._first_tokens[first], meta.root)
+            decrement(self._first_tokens[first], meta.root)
             if not self._first_tokens[first]:
                 del self._first_tokens[first]
 
@@ -271,13 +271,14 @@ class PrefixIndex:
 def depends_on_parent(meta: SegmentMeta) -> bool:
     """Whether a segment is useless without the block before it.
 
-    A snapshot that covers more than its own range is not. Nor are logits counted: they go first in any case, and must not
+    A snapshot of everything from 0 on is not. Nor are logits counted: they go first in any case, and must not
     keep a block.
     """
     return meta.start > 0 and meta.kind is not SegmentKind.LOGITS and meta.covers_from == meta.start
 
 
-def _decrement(counts: dict[bytes, int], key: bytes) -> None:
+def decrement(counts: dict[bytes, int], key: bytes) -> None:
+    """One less of `key`; a count of none is not kept."""
     if counts[key] == 1:
         del counts[key]
     else:

@@ -65,15 +65,14 @@ def salvage(catalog: Catalog, action: Salvage) -> bool:
     """
     Path(action.temporary).unlink(missing_ok=True)
     found = read_segment_file(action.final, Path(action.final).name)
-    if isinstance(found, Worth):
-        if found in REMOVED:
-            Path(action.final).unlink(missing_ok=True)
-        return False
-    if not payload_is_good(action.final, found.header):
+    if isinstance(found, FoundFile) and payload_is_good(action.final, found.header):
+        catalog.salvaged(action, (action.tier, found.inode))
+        _adopt(catalog, action.tier, action.target_tier, found, verified=True)
+        return True
+    if isinstance(found, FoundFile) or found in REMOVED:
         Path(action.final).unlink(missing_ok=True)
-        return False
-    _adopt(catalog, action.tier, action.target_tier, found, verified=True)
-    return True
+    catalog.salvaged(action, None)
+    return False
 
 
 def _adopt(catalog: Catalog, tier: str, target_tier: str, found: FoundFile, *, verified: bool) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from cache_daemon.entries import Identity
 from cache_daemon.ids import Numbers
-from erllama_host.kv.segment import SegmentMeta
+from cache_daemon.prefix_index import decrement, depends_on_parent
+from erllama_host.kv.segment import SegmentKind, SegmentMeta
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class ReservationTable:
         self._open: dict[int, Reservation] = {}
         self._writing: dict[Identity, int] = {}
         self._num_by_key: dict[bytes, int] = {}
+        self._num_by_parent: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -63,8 +65,10 @@ class ReservationTable:
         reservation.expires_s = now + self._ttl_s
         self._open[reservation.token] = reservation
         self._writing[reservation.identity] = reservation.token
-        key = reservation.meta.key
-        self._num_by_key[key] = self._num_by_key.get(key, 0) + 1
+        meta = reservation.meta
+        self._num_by_key[meta.key] = self._num_by_key.get(meta.key, 0) + 1
+        if depends_on_parent(meta):
+            self._num_by_parent[meta.parent] = self._num_by_parent.get(meta.parent, 0) + 1
 
     def close(self, token: int, owner: str) -> Reservation | None:
         """End a reservation; None when `owner` has none of that token."""
@@ -73,10 +77,9 @@ class ReservationTable:
             return None
         del self._open[token]
         del self._writing[reservation.identity]
-        key = reservation.meta.key
-        self._num_by_key[key] -= 1
-        if not self._num_by_key[key]:
-            del self._num_by_key[key]
+        decrement(self._num_by_key, reservation.meta.key)
+        if depends_on_parent(reservation.meta):
+            decrement(self._num_by_parent, reservation.meta.parent)
         return reservation
 
     def renew(self, token: int, owner: str, now: float) -> bool:
@@ -90,6 +93,11 @@ class ReservationTable:
     def is_writing(self, identity: Identity) -> bool:
         """Whether somebody is writing that segment."""
         return identity in self._writing
+
+    def has_children(self, identity: Identity) -> bool:
+        """Whether segments are being written that need this one before them."""
+        key, kind = identity
+        return kind is SegmentKind.BLOCK and key in self._num_by_parent
 
     def is_open(self, key: bytes) -> bool:
         """Whether anything with that key is being written."""

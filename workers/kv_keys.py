@@ -1,7 +1,7 @@
 """Segments of a row: their keys, ranges and headers. Pure.
 
-A *piece* is what the backend packs, `[piece.start, piece.end)`; the segment's header covers the same tokens, but for a snapshot:
-that is indexed under the block boundary at or below its end, and its piece begins at `covers_from`.
+A *piece* is what the backend packs, `[piece.start, piece.end)`; the segment's header covers the same tokens, but for a snapshot of
+everything from 0 on: that is indexed under the block boundary at or below its end.
 """
 
 from collections.abc import Callable
@@ -64,11 +64,10 @@ class RowKeys:
         return self._cells(SegmentKind.TAIL, self.floor(end), end, reason, reply_start)
 
     def snapshot(self, end: int, reason: SaveReason, *, has_cells: bool, reply_start: int | None = None) -> Piece:
-        """The state at `end`: after the blocks before it where there is attention KV, else all of it."""
-        start = self.floor(end)
-        covers_from = 0
-        if has_cells:
-            covers_from = start if start < end else start - self._block_tokens
+        """The state at `end`: where there is attention KV, after the blocks before it, else all of it."""
+        # One at a block's end holds that block's cells: it must hang on the block before, which it needs, not on the one it holds.
+        start = self.floor(end - 1) if has_cells else self.floor(end)
+        covers_from = start if has_cells else 0
         meta = self._meta(SegmentKind.SNAPSHOT, start, end, covers_from, False, reason, reply_start)
         return Piece(meta, PieceKind.SNAPSHOT, covers_from, end)
 

@@ -31,7 +31,7 @@ RETRY_S = 2.0
 """After a refusal that passes (daemon away, recovering) a sequence is not offered again before this."""
 FULL_RETRY_S = 30.0
 """The same after one that lasts: a tier is not less full two seconds later."""
-_PASSING = frozenset({Refusal.DAEMON_AWAY, Refusal.RECOVERING, Refusal.NO_PARENT})
+_PASSING = frozenset({Refusal.DAEMON_AWAY, Refusal.RECOVERING})
 
 Clock = Callable[[], float]
 

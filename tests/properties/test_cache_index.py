@@ -20,6 +20,8 @@ def segments_of(tokens, what, cuttable):
         found.append(row.tail())
     if "s" in what:
         found.append(row.snapshot(0))
+    if "h" in what:
+        found.append(row.state())
     if "p" in what:
         found.append(row.snapshot(row.chain.boundary()))
     if "l" in what:
@@ -27,7 +29,10 @@ def segments_of(tokens, what, cuttable):
     return found
 
 
-stored = st.lists(st.tuples(rows, st.sampled_from(["b", "bt", "btl", "t", "s", "bp", "bsl", "p", "btsl"])), max_size=10)
+stored = st.lists(
+    st.tuples(rows, st.sampled_from(["b", "bt", "btl", "t", "s", "bp", "bsl", "p", "btsl", "bh", "h", "bhl"])),
+    max_size=10,
+)
 
 
 def prompt_of(tokens, reuse):

@@ -54,7 +54,13 @@ class Row:
     def tail(self, reason: SaveReason = SaveReason.FINISH) -> SegmentMeta:
         return self._meta(SegmentKind.TAIL, self.chain.boundary(), self.num_tokens, reason)
 
+    def state(self) -> SegmentMeta:
+        """A snapshot as workers make it for a model with recurrent state and attention: with the cells after the blocks before."""
+        start = (self.num_tokens - 1) // self.block_tokens * self.block_tokens
+        return self._meta(SegmentKind.SNAPSHOT, start, self.num_tokens, SaveReason.FINISH)
+
     def snapshot(self, covers_from: int = 0) -> SegmentMeta:
+        """One that hangs on the boundary at or below its end: everything from 0 on. (Others are of earlier files.)"""
         return self._meta(SegmentKind.SNAPSHOT, self.chain.boundary(), self.num_tokens, SaveReason.FINISH, covers_from)
 
     def logits(self) -> SegmentMeta:

@@ -174,7 +174,10 @@ def test_death_of_a_writer_frees_its_bytes_and_looks_at_what_it_left():
     held = cat.reserve("w", "ram", ROW.blocks()[0], 4 * KIB, 0.0)
     cat.worker_gone("w", 1.0)
     final = cat.holdings.path_of(held.identity, "ram")
-    assert cat.take_actions() == [Salvage("ram", held.identity, held.path, final, "ram")]
+    action = Salvage("ram", held.identity, held.path, final, "ram", ("ram", 0), held.file_bytes)
+    assert cat.take_actions() == [action]
+    assert cat.holdings.stocks["ram"].ledger.used_bytes == FILE, "counted until that is found out"
+    cat.salvaged(action, None)
     assert cat.holdings.stocks["ram"].ledger.used_bytes == 0
     assert isinstance(cat.reserve("w2", "ram", ROW.blocks()[0], 4 * KIB, 1.0), Reservation)
 
@@ -183,6 +186,8 @@ def test_expired_reservation_is_counted_until_its_writer_lets_go():
     cat = catalog()
     held = cat.reserve("w", "ram", ROW.blocks()[0], 4 * KIB, 0.0)
     cat.expire(30.0)
+    (action,) = cat.take_actions()
+    cat.salvaged(action, None)
     ledger = cat.holdings.stocks["ram"].ledger
     assert (ledger.reserved_bytes, ledger.unlinked_bytes) == (0, FILE)
     assert not cat.renew("w", held.token, 31.0)
@@ -320,3 +325,52 @@ def test_what_waits_for_room_in_vain_is_forgotten_when_it_is_gone():
         carried(cat)
         cat.carrying.retry()
     assert cat.carrying.num_deferred <= 2
+
+
+def test_a_recycled_file_that_a_dead_writer_had_linked_is_counted_once_though_others_map_it():
+    cat = catalog(ram=FILE)
+    put(cat, [Row([1, *range(BLOCK - 1)]).blocks()[0]], owner="keeps it mapped")
+    held = cat.reserve("writer", "ram", Row([2, *range(BLOCK - 1)]).blocks()[0], 4 * KIB, 0.0)
+    cat.take_actions()
+    cat.worker_gone("writer", 1.0)
+    (action,) = cat.take_actions()
+    cat.salvaged(action, ("ram", held.inode))
+    cat.adopt(held.meta, Copy("ram", held.inode, held.generation, FILE, False, True), 4 * KIB, 0.0, 0.0, "ram")
+    ledger = cat.holdings.stocks["ram"].ledger
+    assert ledger.used_bytes == ledger.published_bytes == FILE
+
+
+@pytest.mark.parametrize("num_tokens", [2 * BLOCK, 2 * BLOCK + 3, 3 * BLOCK])
+def test_a_snapshot_keeps_the_blocks_before_it(num_tokens):
+    cat = catalog()
+    row = Row(range(num_tokens), cuttable=False)
+    put(cat, [*row.blocks(), row.state()])
+    for _ in range(20):  # hits: the snapshot is worth most
+        cat.lookup("w", prompt(Row(range(num_tokens + 1)), Reuse.STATE), 0.0)
+    cat.worker_gone("w", 0.0, hold=False)
+    while cat.holdings.entries:
+        is_there = (row.state().key, SegmentKind.SNAPSHOT) in cat.holdings.entries
+        hit_len = cat.holdings.index.match(prompt(Row(range(num_tokens + 1)), Reuse.STATE)).hit_len
+        assert hit_len == (num_tokens if is_there else 0)
+        cat.holdings.trim("ram", cat.holdings.stocks["ram"].ledger.used_bytes - 1)
+
+
+def test_a_row_larger_than_the_tier_keeps_its_beginning():
+    cat = catalog(ram=2 * FILE)
+    put(cat, ROW.blocks()[:2])
+    assert cat.reserve("w", "ram", ROW.blocks()[2], 4 * KIB, 1e6) is Refusal.NO_BUDGET
+    assert ask(cat, ROW).match.hit_len == 2 * BLOCK
+    cat.worker_gone("w", 0.0, hold=False)
+    assert isinstance(cat.reserve("w", "ram", Row([9, *range(BLOCK)]).blocks()[0], 4 * KIB, 1e6), Reservation)
+
+
+def test_what_a_segment_being_written_needs_is_not_evicted():
+    cat = catalog(ram=2 * FILE)
+    other = Row([9, *range(BLOCK)]).blocks()[0]
+    put(cat, ROW.blocks()[:1])
+    held = cat.reserve("w", "ram", ROW.blocks()[1], 4 * KIB, 0.0)
+    assert cat.reserve("w2", "ram", other, 4 * KIB, 1e6) is Refusal.NO_BUDGET
+    assert cat.holdings.evict_entry((ROW.key(BLOCK), SegmentKind.BLOCK)) == 0
+    cat.abort("w", held.token, 0, 1e6)
+    put(cat, [other], "w2")
+    assert cat.holdings.evict_entry((ROW.key(BLOCK), SegmentKind.BLOCK)) > 0

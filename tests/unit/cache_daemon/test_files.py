@@ -1,5 +1,6 @@
 """Files on a real filesystem: judged, carried to another tier, swept; and directories that are refused."""
 
+import dataclasses
 import io
 import os
 import resource
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cache_daemon.__main__ import open_tiers
-from cache_daemon.actions import Carry, Salvage
+from cache_daemon.actions import Carry
 from cache_daemon.catalog import Catalog, CatalogSettings
 from cache_daemon.entries import TierSpec
 from cache_daemon.recovery import RecoveryReport, recover, salvage
@@ -130,10 +131,15 @@ def test_recovery_trims_a_tier_that_became_smaller(tmp_path):
 )
 def test_what_a_dead_writer_left_is_adopted_only_if_good_to_the_last_byte(tmp_path, data, adopted):
     catalog = Catalog([TierSpec("ram", "ram", str(tmp_path), 1 << 30)], CatalogSettings(block_tokens=BLOCK))
+    held = catalog.reserve("w", "ram", META, 9000, 0.0)
+    catalog.worker_gone("w", 0.0)
     final, temporary = write_segment(tmp_path, data=data), tmp_path / "half"
     temporary.touch()
-    action = Salvage("ram", (META.key, META.kind), str(temporary), str(final), "ram")
+    (action,) = catalog.take_actions()
+    action = dataclasses.replace(action, temporary=str(temporary))
+    assert action.final == str(final) and action.file_bytes == held.file_bytes
     assert salvage(catalog, action) == adopted
+    assert catalog.holdings.stocks["ram"].ledger.used_bytes == (final.stat().st_size if adopted else 0)
     assert final.exists() == adopted and not temporary.exists()
     assert ((META.key, META.kind) in catalog.holdings.entries) == adopted
 
