@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -175,14 +176,25 @@ def prepare(host: Host, arguments: argparse.Namespace) -> Load:
 
 
 def look_for_leaks(host: Host, tally: Tally) -> None:
-    """More processes than there should be, or descriptors piling up in those that were not killed."""
+    """More processes than there should be, files or bytes that no index knows, descriptors piling up in what was not killed."""
     with host.client() as client:
         wanted = {each["pid"] for each in client.call("host_status")["processes"]}
     top = psutil.Process(host.state().pid)
     eventually(
         lambda: {each.pid for each in top.children(recursive=True)} == wanted, "exactly the processes there should be"
     )
+    with Client(host.endpoint) as client:
+        eventually(
+            lambda: unaccounted(client.cache_stats()["tiers"]["ram"]) == (0, 0), "every cached byte is accounted for"
+        )
     tally.add("descriptors of circusd", psutil.Process(host.state().circusd_pid).num_fds())
+
+
+def unaccounted(tier: dict[str, Any]) -> tuple[int, int]:
+    """Files, and bytes of them, in the tier's directory beyond those that the cache daemon counts."""
+    files = [path for path in Path(tier["path"]).rglob("*") if path.is_file() and path.name != "lock"]
+    sizes = [path.stat().st_blocks * 512 for path in files]
+    return len(sizes) - tier["segments"] - tier["recyclable_files"], sum(sizes) - tier["used_bytes"]
 
 
 def teacher_force(load: Load, tally: Tally) -> None:

@@ -1,4 +1,4 @@
-"""A short soak: random kills under streams, nothing lost. The long one is `python -m tests.soak`."""
+"""A soak of one minute: random kills under streams, nothing lost. The long one is `python -m tests.soak`."""
 
 import argparse
 
@@ -9,10 +9,10 @@ from tests import soak
 pytestmark = pytest.mark.process
 
 
-@pytest.mark.timeout(300)
-def test_a_short_soak_loses_nothing():
+@pytest.mark.timeout(600)
+def test_a_minute_of_kills_loses_nothing():
     arguments = argparse.Namespace(
-        minutes=0.4, streams=4, kill_every=3.0, tokens=100, model=None, circusd=True, seed=20
+        minutes=1.0, streams=4, kill_every=3.0, tokens=100, model=None, circusd=True, seed=20
     )
     tally = soak.run(arguments)
     print(soak.table(tally))
