@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from erllama_host.errors import InvalidRequest, NotSupported
+from erllama_host.errors import InvalidRequest, NoMemory, NotSupported
 from tests.support import ggufs, models
 from tests.support.backends import Blob, feed, open_gguf_backend, rows_of, some_tokens
 from workers.backend.base import DecodeStatus, KvMode
@@ -198,4 +198,17 @@ def test_a_long_decode_is_stopped_from_another_thread():
     backend.clear_abort()
     assert backend.length(0) == 20
     assert np.isfinite(feed(backend, 0, tokens[20:24])).all()
+    backend.close()
+
+
+def test_no_room_for_the_context_that_embeds_is_no_end_of_the_one_that_generates(monkeypatch):
+    backend = open_gguf_backend(ggufs.tiny("attention"))
+    before = feed(backend, 0, [5, 6, 7])
+    with monkeypatch.context() as context:
+        context.setattr("workers.backend.llama.loading.lib.llama_init_from_model", lambda model, params: None)
+        with pytest.raises(NoMemory, match="embed"):
+            backend.embed([[5, 6]], normalize=True)
+    backend.clear(0)
+    assert np.array_equal(feed(backend, 0, [5, 6, 7]), before)
+    assert len(backend.embed([[5, 6]], normalize=True)) == 1
     backend.close()

@@ -321,6 +321,7 @@ class Backend(Protocol):
         Raises:
             InvalidRequest: a text is empty or too long.
             NotSupported: the model has no pooled embeddings.
+            NoMemory: what computes them has no room beside what generates.
         """
         ...
 

@@ -27,6 +27,7 @@ from erllama_host.errors import (
 from erllama_host.kv.segment import SaveReason
 from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import SamplingParams, unpack_tokens
+from workers.adapters import AdapterSet
 from workers.commands import Answer, EngineCall, Submit
 from workers.engine.core import Core
 from workers.engine.memory import resident_bytes
@@ -50,6 +51,7 @@ class AdapterHashed:
 @dataclass(slots=True, eq=False)
 class _Embedding:
     call: EngineCall
+    uses: AdapterSet
     todo: deque[list[int]]
     vectors: list[bytes] = field(default_factory=list)
 
@@ -116,7 +118,7 @@ class Calls:
                 raise InvalidRequest(
                     f"a text to embed must have 1 to {limit} tokens (n_ubatch), got {len(text)}", field="inputs"
                 )
-        self._embeddings.append(_Embedding(call, deque(texts)))
+        self._embeddings.append(_Embedding(call, self._core.adapters.snapshot(None), deque(texts)))
 
     def _advance_embeddings(self, now: float) -> bool:
         """One computation of at most `max_embed_tokens` tokens, so that streams wait for no more than that."""
@@ -124,7 +126,7 @@ class Calls:
             return False
         # All of them: nobody waits for what is late, and it would pile up behind a long one.
         for late in [one for one in self._embeddings if one.call.deadline is not None and now >= one.call.deadline]:
-            self._embeddings.remove(late)
+            self._end_embedding(late)
             self._refuse(late.call, Timeout("the texts were not embedded before the deadline"))
         if not self._embeddings:
             return True
@@ -132,14 +134,18 @@ class Calls:
         try:
             self._embed_some(job)
         except ErllamaError as error:
-            self._embeddings.popleft()
+            self._end_embedding(job)
             self._refuse(job.call, error)
             return True
         if not job.todo:
-            self._embeddings.popleft()
+            self._end_embedding(job)
             width = len(job.vectors[0]) // 4 if job.vectors else self._core.backend.info.n_embd
             self._answer(job.call, c.Vectors(vectors=job.vectors, n_embd=width))
         return True
+
+    def _end_embedding(self, job: _Embedding) -> None:
+        self._embeddings.remove(job)
+        self._core.adapters.release(job.uses)
 
     def _embed_some(self, job: _Embedding) -> None:
         room, batch = self._core.backend.limits.max_embed_tokens, []
@@ -147,6 +153,7 @@ class Calls:
             room -= len(job.todo[0])
             batch.append(job.todo.popleft())
         if batch:
+            self._core.adapters.apply(job.uses)
             vectors = self._timed_embed(batch, job.call.body.normalize)
             job.vectors += [vector.astype("<f4").tobytes() for vector in vectors]
             self._core.counters["embedded_texts"] += len(batch)

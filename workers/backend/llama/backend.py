@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erllama_host.config.model import ModelConfig
-from erllama_host.errors import ModelLoadFailed, NotSupported
+from erllama_host.errors import ModelLoadFailed, NoMemory, NotSupported
 from erllama_host.kv.keys import ContextShape
 from erllama_host.protocol.inference import SamplingParams
 from workers.backend.base import Progress
@@ -290,7 +290,10 @@ class LlamaBackend:
             if pooling not in ("mean", "cls", "last"):
                 raise NotSupported(f"this model's pooling is {pooling!r}: it makes no vector per text")
             params = embedding_params(self._config, self.limits, pooling, MAX_TEXTS)
-            native, log = make_context(self._model, params)
+            try:
+                native, log = make_context(self._model, params)
+            except BackendFault as error:  # what generates is as it was
+                raise NoMemory(f"the context that embeds cannot be made: {error}") from error
             self._footprint.add_context(log)
             self._embedder = Embedder(native, self.info.n_embd, self.limits.max_embed_tokens)
             self._embedder_adapters = ()

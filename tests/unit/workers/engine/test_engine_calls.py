@@ -161,6 +161,29 @@ def test_embeddings_run_between_ticks_beside_streams():
     assert alone.vectors == [result.vectors[7]]
 
 
+def test_texts_are_embedded_under_the_attached_adapters_whatever_is_decoded_beside(loras):
+    harness = Harness(n_ubatch=32)
+
+    def embed(num_texts=1):
+        inputs = [pack_tokens(harness.tokens("a text of thirty tokens or so"))] * num_texts
+        return harness.call("embed", EmbedTexts(inputs)).vectors
+
+    plain = embed()
+    info = load(harness, loras[0])
+    changed = embed()
+    assert changed != plain
+    ref = harness.submit(PROMPT, max_tokens=60, adapters=())
+    harness.until(lambda: harness.core.num_streaming == 1)
+    assert embed(8) == changed * 8
+    harness.post(EngineCall(1001, "embed", EmbedTexts([pack_tokens([97] * 30)] * 8)))
+    harness.tick()
+    harness.call("unload_adapter", c.UnloadAdapter(handle=info.handle))
+    harness.until(lambda: harness.answer_of(1001))
+    assert len(set(harness.answer_of(1001).result.vectors)) == 1, "what was begun keeps its adapters"
+    assert embed() == plain and harness.core.adapters.attached() == []
+    harness.finish(ref)
+
+
 def test_calls_to_embed_that_are_late_do_not_pile_up_behind_a_long_one():
     harness = Harness()
     texts = [pack_tokens(harness.tokens("a text to embed"))] * 1000
