@@ -59,6 +59,7 @@ class PrefixIndex:
     """Index of published segments."""
 
     def __init__(self, block_tokens: int) -> None:
+        """`block_tokens`: the block length in force. Blocks of another one stay, since what is below a boundary is found by tokens."""
         self._block_bytes = block_tokens * TOKEN_BYTES
         self._block_tokens = block_tokens
         self._metas: dict[Identity, SegmentMeta] = {}
@@ -166,7 +167,8 @@ class PrefixIndex:
         blocks: list[Identity] = []
         for key in prompt.block_keys:
             identity = (key, SegmentKind.BLOCK)
-            if identity not in self._metas or not allowed(identity):
+            meta = self._metas.get(identity)
+            if meta is None or meta.num_tokens != self._block_tokens or not allowed(identity):
                 break
             blocks.append(identity)
         return blocks
@@ -238,8 +240,12 @@ class PrefixIndex:
         return None
 
     def _allowed_snapshot(self, allowed: Allowed, num_blocks: int) -> Allowed:
+        def usable(identity: Identity) -> bool:
+            covers_from = self._metas[identity].covers_from
+            return covers_from <= reach and not covers_from % self._block_tokens and allowed(identity)
+
         reach = num_blocks * self._block_tokens
-        return lambda identity: self._metas[identity].covers_from <= reach and allowed(identity)
+        return usable
 
     def _longest_within(
         self, parent: bytes, rest: bytes, limit: int, wanted: SegmentKind, allowed: Allowed

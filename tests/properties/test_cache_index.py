@@ -13,10 +13,10 @@ B = 4
 rows = st.lists(st.integers(1, 3), min_size=1, max_size=14)
 
 
-def segments_of(tokens, what, cuttable):
-    row = Row(tokens, block=B, cuttable=cuttable)
+def segments_of(tokens, what, cuttable, block=B):
+    row = Row(tokens, block=block, cuttable=cuttable)
     found = list(row.blocks()) if "b" in what else []
-    if "t" in what and len(tokens) % B:
+    if "t" in what and len(tokens) % block:
         found.append(row.tail())
     if "s" in what:
         found.append(row.snapshot(0))
@@ -138,3 +138,22 @@ def test_a_longer_sibling_makes_a_tail_superfluous(all_tokens):
         assert set(index.covered_tails(meta)) == shorter
         longer = any(m.tokens.startswith(meta.tokens) for m in siblings)
         assert index.covers(meta) == (meta.kind is SegmentKind.TAIL and longer)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(rows, st.sampled_from([2, 4, 8]), st.sampled_from(["bt", "bh", "bs"])), max_size=8),
+    rows,
+    st.data(),
+)
+def test_segments_of_another_block_length_are_used_right_or_not_at_all(rows_stored, tokens, data):
+    """The configuration was changed: what an earlier life has stored is still there."""
+    reuse = data.draw(st.sampled_from([Reuse.CUT, Reuse.STATE]))
+    index, metas = PrefixIndex(B), {}
+    for row_tokens, block, what in rows_stored:
+        for meta in segments_of(row_tokens, what, cuttable=reuse is Reuse.CUT, block=block):
+            if (meta.key, meta.kind) not in metas:
+                metas[meta.key, meta.kind] = meta
+                index.add(meta)
+    prompt = prompt_of(tokens, reuse)
+    check_parts(index.match(prompt), metas, prompt, reuse)
