@@ -61,5 +61,15 @@ class Log:
             **fields,
         }
         stream = self._stream or sys.stderr
-        stream.write(json.dumps(line, default=str) + "\n")
-        stream.flush()
+        try:
+            stream.write(json.dumps(line, default=str) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            _write_to_nobody(stream)
+
+
+def _write_to_nobody(stream: TextIO) -> None:
+    """circusd, which reads what we say, has been killed: there is nobody to tell, and rows to save before we leave."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

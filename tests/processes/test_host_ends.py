@@ -109,6 +109,43 @@ def test_the_next_private_host_removes_what_a_killed_one_left():
         assert leftovers(paths, family) == []
 
 
+WIDOW = """
+import ctypes, os, signal, subprocess, sys
+from pathlib import Path
+from erllama_host.config import Paths
+from erllama_host.supervisor.handshake import ask_hello
+from tests.support.hosts import eventually
+from tests.support.wire import WireClient
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans become our children: only a parent learns their exit codes
+paths = Paths(*map(Path, sys.argv[1:4]))
+circusd = subprocess.Popen([sys.executable, "-m", "circus.circusd", "circus.ini"], stderr=subprocess.DEVNULL)
+eventually(lambda: ask_hello(paths.endpoint), "the host answers")
+with WireClient(paths.endpoint) as client:
+    client.load_stub("tiny")
+    client.infer("tiny", 40)
+circusd.kill()
+circusd.wait()
+codes = []
+while True:
+    try:
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
+    except ChildProcessError:
+        break
+print(codes)
+"""
+
+
+def test_what_outlives_a_killed_circusd_leaves_in_order():
+    """Nobody reads its log any more. Rows are saved all the same: the next circusd is to be warm."""
+    with directories() as paths:
+        paths.prepare()
+        command = [sys.executable, "-c", WIDOW, str(paths.home), str(paths.run), str(paths.config_file)]
+        environment = {**os.environ, **paths.environment(), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert done.stdout == "[0, 0, 0]\n", done.stderr
+
+
 def test_a_host_that_cannot_start_says_why():
     with directories() as paths:
         paths.prepare()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 from erllama_host.observability import Log
 
@@ -16,6 +17,16 @@ def test_a_line_is_one_json_object() -> None:
     (line,) = _lines(stream)
     assert (line["process"], line["level"], line["event"], line["model"]) == ("controller", "info", "loaded", "tiny")
     assert line["path"] == "a\nb"
+
+
+def test_a_reader_that_has_been_killed_is_no_reason_to_end() -> None:
+    """Workers and the cache daemon outlive a killed circusd for as long as they save, and say so on the way."""
+    read_end, write_end = os.pipe()
+    with open(write_end, "w", encoding="utf-8") as stream:
+        os.close(read_end)
+        log = Log("worker", stream=stream)
+        log.info("terminate")
+        log.info("saved")
 
 
 def test_lower_levels_are_left_out() -> None:
