@@ -12,12 +12,13 @@ that another tier has too, 2 the rest. What a dead worker had leased goes only i
 
 Only what nothing depends on may go (a block is kept for the segments after it, unless another tier keeps it), and nothing
 pinned, leased or being carried to another tier. A heap per tier holds the candidates. Ranks only rise unnoticed (a hit), so a
-record that is too low is found out when it is popped; whatever makes a rank fall or a copy evictable calls `consider`.
+record that is too low is found out when it is popped; whatever makes a rank fall or a copy evictable calls `consider`. Records
+that are out of date leave the heap when they come to its top, or when they are most of it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import log2
 
 from cache_daemon.entries import Entry, Identity
@@ -30,6 +31,9 @@ ATTENTION_SCALE = 8192
 """Position at which attention doubles the cost of a token; prefill on the measured CPU slowed by 60 % at 2 048."""
 
 CLASS_WORTHLESS, CLASS_COPIED, CLASS_SOLE = 0, 1, 2
+
+MAX_STALE_RECORDS = 1024
+"""Beyond as many as there are candidates."""
 
 Rank = tuple[int, float]
 
@@ -82,6 +86,9 @@ class Evictor:
         self._current: dict[Identity, tuple[int, Rank]] = {}
         self._sequence = 0
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def consider(self, identity: Identity) -> None:
         """A copy was added, or may have become evictable or less valuable."""
         standing = self._standing(identity)
@@ -95,6 +102,10 @@ class Evictor:
         """A copy may have become evictable, and its rank has not fallen. The common event: the end of a lease."""
         if identity not in self._current:
             self.consider(identity)
+
+    def forget(self, identity: Identity) -> None:
+        """The copy is gone."""
+        self._current.pop(identity, None)
 
     def next_victim(self) -> Identity | None:
         """The copy to drop next, or None when nothing may go. It is not offered again until it is considered again."""
@@ -119,7 +130,7 @@ class Evictor:
         """The candidate of lowest rank with an up-to-date record."""
         while self._heap:
             rank, sequence, identity = heappop(self._heap)
-            if self._current.get(identity, (0, rank))[0] != sequence:
+            if not self._is_current(rank, sequence, identity):
                 continue
             del self._current[identity]
             standing = self._standing(identity)
@@ -135,3 +146,9 @@ class Evictor:
         self._sequence += 1
         self._current[identity] = self._sequence, rank
         heappush(self._heap, (rank, self._sequence, identity))
+        if len(self._heap) > 2 * len(self._current) + MAX_STALE_RECORDS:
+            self._heap = [record for record in self._heap if self._is_current(*record)]
+            heapify(self._heap)
+
+    def _is_current(self, _rank: Rank, sequence: int, identity: Identity) -> bool:
+        return self._current.get(identity, (0,))[0] == sequence

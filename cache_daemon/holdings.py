@@ -3,7 +3,7 @@
 Owner: the catalog, which adds readers and writers to it. What must happen to files is appended to `actions`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cache_daemon.actions import Action, ForgetMapping, Move, Unlink
@@ -66,16 +66,16 @@ class Holdings:
         """Final path of a segment in a tier."""
         return f"{self.stocks[tier].spec.path}/{file_name(*identity)}"
 
-    def ancestors(self, identity: Identity) -> Iterator[Identity]:
-        """The stored blocks before a segment, nearest first."""
-        meta = self.entries[identity].meta
-        while depends_on_parent(meta) and (parent := (meta.parent, SegmentKind.BLOCK)) in self.entries:
-            yield parent
-            meta = self.entries[parent].meta
-
     def worthless(self) -> list[Identity]:
-        """Superseded tails and orphans, deepest first."""
-        found = [i for i, e in self.entries.items() if e.superseded or self.index.is_orphan(e.meta)]
+        """Superseded tails, orphans and all that hangs below them, deepest first."""
+        found = dict.fromkeys(i for i, e in self.entries.items() if e.superseded or self.index.is_orphan(e.meta))
+        todo = list(found)
+        while todo:
+            key, kind = todo.pop()
+            for child in self.index.children(key) if kind is SegmentKind.BLOCK else ():
+                if child not in found and depends_on_parent(self.entries[child].meta):
+                    found[child] = None
+                    todo.append(child)
         return sorted(found, key=lambda identity: -self.entries[identity].meta.end)
 
     # ---- adding --------------------------------------------------------------------------------------------------
@@ -209,6 +209,7 @@ class Holdings:
     ) -> FreeFile | None:
         """Remove one copy. Returns its file, off all books, if it may be overwritten and suits `recycle_for` bytes."""
         copy = entry.copies.pop(stock.spec.name)
+        stock.evictor.forget(entry.identity)
         stock.num_segments -= 1
         stock.ledger.published_bytes -= copy.file_bytes
         self.tally.dropped(entry.meta, copy.file_bytes, reason)
@@ -222,6 +223,7 @@ class Holdings:
     def _drop_entry(self, entry: Entry, reason: MissReason) -> None:
         identity, meta = entry.identity, entry.meta
         del self.entries[identity]
+        self.touched.discard(identity)
         self.tally.entry_changed(meta, -1, entry.payload_bytes)
         self.index.remove(identity)
         self._leases.forget_hold(identity)

@@ -374,3 +374,27 @@ def test_what_a_segment_being_written_needs_is_not_evicted():
     cat.abort("w", held.token, 0, 1e6)
     put(cat, [other], "w2")
     assert cat.holdings.evict_entry((ROW.key(BLOCK), SegmentKind.BLOCK)) > 0
+
+
+def test_what_hangs_below_a_missing_block_is_worthless_too():
+    cat = catalog()
+    put(cat, ROW.all())
+    put(cat, [ROW.snapshot()])
+    blocks = ROW.blocks()
+    cat.holdings.drop_corrupt((blocks[0].key, SegmentKind.BLOCK))
+    below = [(meta.key, meta.kind) for meta in (ROW.tail(), blocks[2], blocks[1])]
+    assert cat.holdings.worthless() == below, "deepest first, and not the snapshot: it needs nothing before it"
+    assert all(cat.holdings.evict_entry(identity) for identity in cat.holdings.worthless())
+
+
+def test_nothing_is_kept_of_segments_that_come_and_go():
+    cat = catalog()
+    for first in range(3000):
+        row = Row([first, *range(BLOCK - 1)])
+        put(cat, row.blocks())
+        cat.release(ask(cat, row).lease, "w")
+        cat.holdings.evict_entry((row.blocks()[0].key, SegmentKind.BLOCK))
+        for action in cat.take_actions():
+            if isinstance(action, ForgetMapping):
+                cat.forgotten(action.owner, (action.tier, action.inode))
+    assert len(cat.holdings.touched) == 0 and len(cat.holdings.stocks["ram"].evictor) < 2500

@@ -107,3 +107,19 @@ def test_what_is_gone_is_not_offered():
     world = World(a=1, b=2)
     del world.standings[world.name("a")]
     assert world.order() == "b"
+
+
+def test_records_of_what_went_otherwise_are_not_kept_for_ever():
+    world = World()
+    for number in range(20_000):
+        name = str(number % 7)
+        world.set(name, float(number))
+        world.evictor.consider(world.name(name))
+        if number % 3 == 0:
+            del world.standings[world.name(name)]
+            world.evictor.forget(world.name(name))
+    assert len(world.evictor) < 5000
+    for number in range(7):
+        world.set(str(number), float(number))
+        world.evictor.consider(world.name(str(number)))
+    assert world.order() == "0123456"
