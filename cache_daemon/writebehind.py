@@ -7,6 +7,7 @@ swept at the next start. One daemon at a time has the tier (its lock), so the na
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def carry(action: Carry) -> Arrived | NotArrived:
     try:
         return _carry(action)
     except OSError as error:
-        Path(action.temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that has become read-only even that fails
+            Path(action.temporary).unlink(missing_ok=True)
         return NotArrived(error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), str(error))
 
 

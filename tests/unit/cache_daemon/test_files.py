@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +172,13 @@ def test_carrying_that_fails_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(full, NotArrived) and full.no_space
     assert not Path(too_long.temporary).exists() and not list((tmp_path / "disk").iterdir())
+
+
+def test_carrying_into_a_directory_that_is_gone_is_no_more_than_a_failure(tmp_path):
+    carry_of(tmp_path, size=12_288)
+    (tmp_path / "not-a-directory").write_text("")
+    lost = replace(carry_of_existing(tmp_path), temporary=str(tmp_path / "not-a-directory" / "t"))
+    assert isinstance(carry(lost), NotArrived)
 
 
 def carry_of_existing(tmp_path) -> Carry:
