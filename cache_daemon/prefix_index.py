@@ -59,7 +59,7 @@ class PrefixIndex:
     """Index of published segments."""
 
     def __init__(self, block_tokens: int) -> None:
-        """`block_tokens`: the block length in force. Blocks of another one stay, since what is below a boundary is found by tokens."""
+        """`block_tokens`: the length in force. Blocks of another may be there too, from before it was changed."""
         self._block_bytes = block_tokens * TOKEN_BYTES
         self._block_tokens = block_tokens
         self._metas: dict[Identity, SegmentMeta] = {}

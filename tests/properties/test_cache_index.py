@@ -1,6 +1,6 @@
 """The prefix index against a plain search over everything stored."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cache_daemon.prefix_index import PrefixIndex, Prompt, depends_on_parent
@@ -22,6 +22,8 @@ def segments_of(tokens, what, cuttable, block=B):
         found.append(row.snapshot(0))
     if "h" in what:
         found.append(row.state())
+    if "o" in what and not len(tokens) % block:
+        found.append(row.snapshot(len(tokens) - block))  # as in files that are no longer written
     if "p" in what:
         found.append(row.snapshot(row.chain.boundary()))
     if "l" in what:
@@ -30,7 +32,7 @@ def segments_of(tokens, what, cuttable, block=B):
 
 
 stored = st.lists(
-    st.tuples(rows, st.sampled_from(["b", "bt", "btl", "t", "s", "bp", "bsl", "p", "btsl", "bh", "h", "bhl"])),
+    st.tuples(rows, st.sampled_from(["b", "bt", "btl", "t", "s", "bp", "bsl", "p", "btsl", "bh", "h", "bhl", "bo"])),
     max_size=10,
 )
 
@@ -140,20 +142,22 @@ def test_a_longer_sibling_makes_a_tail_superfluous(all_tokens):
         assert index.covers(meta) == (meta.kind is SegmentKind.TAIL and longer)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.tuples(rows, st.sampled_from([2, 4, 8]), st.sampled_from(["bt", "bh", "bs"])), max_size=8),
-    rows,
-    st.data(),
-)
-def test_segments_of_another_block_length_are_used_right_or_not_at_all(rows_stored, tokens, data):
+branches = st.tuples(st.integers(1, 16), st.lists(st.integers(1, 3), max_size=2))
+"""A beginning of one long row, and how it goes on."""
+
+other_lengths = st.tuples(branches, st.sampled_from([2, 4, 8]), st.sampled_from(["bt", "bh", "bs", "bo"]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(other_lengths, max_size=8), branches, st.sampled_from([Reuse.CUT, Reuse.STATE]))
+@example([((8, []), 4, "bt"), ((8, []), 2, "bo")], (9, []), Reuse.STATE)
+def test_segments_of_another_block_length_are_used_right_or_not_at_all(stored_branches, branch, reuse):
     """The configuration was changed: what an earlier life has stored is still there."""
-    reuse = data.draw(st.sampled_from([Reuse.CUT, Reuse.STATE]))
     index, metas = PrefixIndex(B), {}
-    for row_tokens, block, what in rows_stored:
-        for meta in segments_of(row_tokens, what, cuttable=reuse is Reuse.CUT, block=block):
+    for (length, more), block, what in stored_branches:
+        for meta in segments_of([*range(length), *more], what, cuttable=reuse is Reuse.CUT, block=block):
             if (meta.key, meta.kind) not in metas:
                 metas[meta.key, meta.kind] = meta
                 index.add(meta)
-    prompt = prompt_of(tokens, reuse)
+    prompt = prompt_of([*range(branch[0]), *branch[1]], reuse)
     check_parts(index.match(prompt), metas, prompt, reuse)
