@@ -150,13 +150,15 @@ class Reader:
     def _take(
         self, segment: m.FoundSegment, lease: _Lease, deadline_s: float
     ) -> Generator[None, None, Leased | MissReason]:
-        """Map one segment, and verify it if nobody has; returns it, or why it cannot be used."""
+        """Map one segment, and verify it if nobody has; returns it, or why it cannot be used. Yields where that took a while."""
+        is_mapped = self._pool.has((segment.tier, segment.inode))
         leased = self._map(segment)
         if leased is None:
             lease.raced.append(m.SegmentId(segment.key, segment.kind))
             return MissReason.RACED
         lease.segments.append(leased)
-        yield
+        if not is_mapped:
+            yield
         if not segment.verify:
             return leased
         good = yield from _verify(leased, deadline_s)

@@ -34,33 +34,38 @@ class Pending(Generic[T]):
         self._fallback = fallback
         self._on_value = on_value
         self._lock = threading.Lock()
-        self._ready = threading.Event()
+        self._is_ready = False
+        # Opened once a value is there: one is made per call, and a bare lock costs a quarter of a threading.Event.
+        self._gate = threading.Lock()
+        self._gate.acquire()
         self._value: T | None = None
 
     def resolve(self, value: T) -> bool:
         """Deliver the value. False: too late, the fallback was taken, and the caller must undo what `value` holds."""
         with self._lock:
-            if self._ready.is_set():
+            if self._is_ready:
                 return False
             self._value = value
-            self._ready.set()
+            self._is_ready = True
+            self._gate.release()
         self._on_value()
         return True
 
     def done(self) -> bool:
         """Whether `result()` may be called. Never blocks; true from the deadline on."""
-        if not self._ready.is_set() and time.monotonic() >= self.deadline_s:
+        if not self._is_ready and time.monotonic() >= self.deadline_s:
             self.resolve(self._fallback())
-        return self._ready.is_set()
+        return self._is_ready
 
     def result(self) -> T:
         """The value. Only after `done()` was true."""
-        assert self._ready.is_set(), "result() before done()"
-        return self._value  # type: ignore[return-value]  # set before _ready
+        assert self._is_ready, "result() before done()"
+        return self._value  # type: ignore[return-value]  # set before _is_ready
 
     def wait_until(self, until_s: float) -> bool:
         """Block until the value, the deadline or `until_s`, whichever comes first: for synchronous saves. Returns `done()`."""
-        self._ready.wait(max(0.0, min(until_s, self.deadline_s) - time.monotonic()))
+        if self._gate.acquire(timeout=max(0.0, min(until_s, self.deadline_s) - time.monotonic())):
+            self._gate.release()  # for whoever waits next
         return self.done()
 
     def wait(self) -> T:

@@ -57,6 +57,7 @@ class Mapping:
         self._map = mmap.mmap(fd, status.st_size)
         self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)
+        self._generation = ctypes.c_uint64.from_address(self.address)
         self._view: memoryview | None = memoryview(self._map)
 
     def view(self, start: int, end: int) -> memoryview:
@@ -67,11 +68,11 @@ class Mapping:
     @property
     def generation(self) -> int:
         """The first 8 bytes, read at once."""
-        return ctypes.c_uint64.from_address(self.address).value
+        return self._generation.value
 
     @generation.setter
     def generation(self, value: int) -> None:
-        ctypes.c_uint64.from_address(self.address).value = value
+        self._generation.value = value
 
     def write(self, offset: int, data: bytes) -> None:
         """Copy a few bytes (a header) into the file."""

@@ -2,6 +2,8 @@
 
 import os
 
+READ_BYTES = 4096
+
 
 class Wakeup:
     """A non-blocking pipe. `set` from anywhere; `clear` and `close` by its owner."""
@@ -21,8 +23,8 @@ class Wakeup:
     def clear(self) -> None:
         """Take all wakes that have come."""
         try:
-            while os.read(self.fd, 4096):
-                pass
+            while len(os.read(self.fd, READ_BYTES)) == READ_BYTES:
+                pass  # less than that was all of it
         except BlockingIOError:
             return
 
