@@ -12,7 +12,6 @@ from erllama_host.errors import InvalidRequest
 
 ModelId = NewType("ModelId", str)
 Ref = NewType("Ref", str)
-TokenId = int
 
 MODEL_ID_RULE = "1 to 64 characters of a-z 0-9 . _ -, beginning with a letter or digit"
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
@@ -53,11 +52,6 @@ def model_of(ref: str) -> ModelId | None:
     if match is None or match["model"] == HOST_TARGET:
         return None
     return ModelId(match["model"])
-
-
-def is_ref(text: str) -> bool:
-    """Whether `text` has the form of a ref."""
-    return _REF.match(text) is not None
 
 
 def new_routing_id() -> bytes:

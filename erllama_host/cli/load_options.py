@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from erllama_host.config import ModelConfig
+from erllama_host.config.model import ModelConfig
 from erllama_host.errors import ConfigError
 
 

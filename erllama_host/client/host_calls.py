@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from erllama_host.client.call_state import Call
-from erllama_host.config import ModelConfig
+from erllama_host.config.model import ModelConfig
 from erllama_host.errors import InvalidRequest
 from erllama_host.ids import check_model_id
 from erllama_host.protocol import calls as c

@@ -247,14 +247,8 @@ CACHE_KINDS: dict[str, CacheKind] = {
     "k.forgotten": CacheKind(Forgotten, None),
     "cache": CacheKind(CacheCall, CacheAnswer),
 }
-"""Worker (or controller) to daemon. All but `cache` and `k.ping` need a registration first."""
-
-CACHE_EVENT_KINDS: dict[str, type[Any]] = {
-    "k.who": Nothing,
-    "k.forget": Forget,
-}
-"""Daemon to worker, unasked."""
-
+"""Worker (or controller) to daemon. All but `cache` and `k.ping` need a registration first. The other way, unasked, come `k.who`
+(no body) and `k.forget`."""
 
 # ---- operations of the `cache` call ------------------------------------------------------------------------------
 

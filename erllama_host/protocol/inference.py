@@ -9,7 +9,7 @@ index, so a replay is harmless.
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -320,8 +320,3 @@ def error_body(error: ErllamaError) -> ErrorBody:
     """An error as it travels; details that MessagePack does not know become text."""
     details = msgspec.to_builtins(error.details, builtin_types=(bytes,), enc_hook=str)
     return ErrorBody(code=error.code, message=error.message, retryable=error.retryable, details=details)
-
-
-def tokens_of(ids: Sequence[int] | bytes) -> bytes:
-    """Packed ids of either form."""
-    return ids if isinstance(ids, bytes) else pack_tokens(ids)
