@@ -1,6 +1,5 @@
 """Reading erllama.toml and load options; every complaint names the key."""
 
-import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +65,8 @@ def parse_config(text: str, source: str = "erllama.toml") -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
+    import tomllib  # not in the workers, which import this module for their options alone
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

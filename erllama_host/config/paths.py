@@ -9,7 +9,6 @@ ERLLAMA_ENDPOINT  where clients connect                   (ipc://$ERLLAMA_RUN/cl
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +142,8 @@ def find_paths(environ: Mapping[str, str] | None = None) -> Paths:
     elif env.get("XDG_RUNTIME_DIR"):
         run = Path(env["XDG_RUNTIME_DIR"]) / "erllama"
     else:
+        import tempfile  # seldom needed, and four compression modules come with it
+
         run = Path(tempfile.gettempdir()) / f"erllama-{os.geteuid()}"
     config = Path(env.get("ERLLAMA_CONFIG") or home / "erllama.toml")
     return Paths(

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from erllama_host.config import Config, Paths
 from erllama_host.errors import ConfigError, HostUnavailable
 from erllama_host.protocol.calls import HostHello
-from erllama_host.supervisor.environment import DIE_WITH_PARENT, LOCKED, START_FD, circus_variables
+from erllama_host.supervisor.environment import DIE_WITH_PARENT, LOCKED, NO_BYTECODE, START_FD, circus_variables
 from erllama_host.supervisor.handshake import ask_hello
 from erllama_host.supervisor.leftovers import clean_unless_running
 from erllama_host.supervisor.state import host_state
@@ -89,7 +89,8 @@ def _spawn_parent(paths: Paths, config: Config, detach: bool) -> tuple[subproces
     """The parent process (of a detached one: the short-lived one that forks it), and the read end of its report pipe."""
     read_end, write_end = os.pipe()
     environment = {**os.environ, **circus_variables(paths, config), START_FD: str(write_end), **_import_path()}
-    environment.pop(DIE_WITH_PARENT, None)
+    for name in (DIE_WITH_PARENT, NO_BYTECODE):
+        environment.pop(name, None)
     if not detach:
         environment[DIE_WITH_PARENT] = "1"
     command = [sys.executable, "-m", "erllama_host.supervisor", *(["--detach"] if detach else [])]

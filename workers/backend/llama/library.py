@@ -1,4 +1,4 @@
-"""The import of llama_cpp, and what every other module of the package needs from the library as a whole.
+"""What every other module of the package needs from the library as a whole: its settings, its log, what it must have.
 
 llama-cpp-python's low-level API moves with llama.cpp, so the functions used are checked here, once, by name: a
 missing one is a clear error at load time and not an AttributeError in the middle of a request.
@@ -23,12 +23,9 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 # 5000 turns 9 / 200.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import llama_cpp
-
+from workers.backend.llama.binding import VERSION
+from workers.backend.llama.binding import lib as lib
 from workers.backend.llama.required import REQUIRED
-
-lib: Any = llama_cpp.llama_cpp
-"""The low-level API: untyped, hence the `Any`s of this package."""
 
 
 def _brief(name: str, result: Any, *arguments: Any) -> Any:
@@ -120,7 +117,7 @@ def initialize() -> None:
     missing = [name for name in REQUIRED if not hasattr(lib, name)]
     if missing:
         raise ModelLoadFailed(
-            f"llama-cpp-python {llama_cpp.__version__} is not supported: it lacks {', '.join(missing)}; "
+            f"llama-cpp-python {VERSION} is not supported: it lacks {', '.join(missing)}; "
             "install the version that erllama-host[host] asks for"
         )
     lib.llama_log_set(_LOG_CALLBACK, None)
@@ -131,7 +128,7 @@ def initialize() -> None:
 def build_name() -> str:
     """Version and machine of the library: KV made by another build is not ours to use."""
     native = lib.llama_version().decode(errors="replace")
-    return f"llama-cpp-python {llama_cpp.__version__}, llama.cpp {native}, {platform.machine()}"
+    return f"llama-cpp-python {VERSION}, llama.cpp {native}, {platform.machine()}"
 
 
 def system_name() -> str:

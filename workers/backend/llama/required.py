@@ -69,6 +69,7 @@ REQUIRED = (
     "llama_state_seq_get_size",
     "llama_state_seq_set_data",
     "llama_supports_gpu_offload",
+    "llama_synchronize",
     "llama_token_to_piece",
     "llama_tokenize",
     "llama_version",

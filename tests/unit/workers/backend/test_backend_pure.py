@@ -1,9 +1,12 @@
 """Limits, logprobs, names and tables of the backends: what needs no model."""
 
+import json
 import re
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
 
@@ -106,7 +109,7 @@ def test_buffer_sizes_are_read_from_the_log():
 
 def test_every_native_function_that_is_called_is_required():
     source = "".join(path.read_text() for path in Path(llama_package.__path__[0]).glob("*.py"))
-    called = set(re.findall(r"\blib\.(llama_[a-z0-9_]+)\(", source)) | set(
+    called = set(re.findall(r"(?:\blib\.|_brief\(\")(llama_[a-z0-9_]+)[(\"]", source)) | set(
         re.findall(r"_text\(lib\.(llama_\w+)", source)
     )
     types = {"llama_batch", "llama_token_data_array", "llama_log_callback", "llama_progress_callback"}
@@ -119,7 +122,24 @@ def test_a_library_without_a_needed_function_is_a_clear_error(monkeypatch):
     monkeypatch.delattr(library.lib, "llama_memory_seq_cp")
     with pytest.raises(ModelLoadFailed, match="llama_memory_seq_cp") as caught:
         library.initialize()
-    assert llama_cpp.__version__ in caught.value.message
+    assert version("llama-cpp-python") in caught.value.message
+
+
+HIDE_VERSION = (
+    "re.compile = lambda pattern, flags=0: compiled('(?!)' if '__version__' in str(pattern) else pattern, flags)"
+)
+
+
+@pytest.mark.parametrize("prepare", ["pass", "import llama_cpp", HIDE_VERSION])
+def test_the_library_is_entered_whatever_its_package_looks_like(prepare):
+    """Without running it; when it has been run already; and by running it, when its version cannot be read."""
+    code = (
+        f"import json, re, sys; compiled = re.compile; {prepare}; "
+        "from workers.backend.llama import binding; re.compile = compiled; "
+        "print(json.dumps([binding.VERSION, hasattr(binding.lib, 'llama_decode'), 'llama_cpp.llama' in sys.modules]))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(output.stdout) == [version("llama-cpp-python"), True, prepare != "pass"]
 
 
 def test_logprobs_survive_banned_tokens_and_order_ties_by_id():
