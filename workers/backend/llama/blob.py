@@ -123,6 +123,8 @@ def _read_cells(data: memoryview, offset: int, layout: Layout) -> tuple[NDArray[
         raise ValueError("not one stream")
     if count == 0:
         return np.empty(0, np.int32), offset
+    if offset + count * layout.record_bytes > len(data):
+        raise ValueError("cells past the end")
     records: NDArray[np.int32] = np.ndarray((count, layout.record_bytes // 4), np.int32, data, offset)
     if not (records[:, 1] == 1).all():
         raise ValueError("a cell of no sequence, or of several")
