@@ -26,7 +26,7 @@ from erllama_host.protocol.envelope import (
     encode_envelope,
 )
 from erllama_host.protocol.inference import ErrorBody
-from erllama_host.transport.sockets import dealer, receive, send
+from erllama_host.transport.sockets import connection_monitor, dealer, is_up, receive, send
 
 HELLO_INTERVAL_S = 0.05
 PING_INTERVAL_S = 0.5
@@ -55,6 +55,7 @@ class DaemonLink:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = dealer(self._context, new_routing_id())
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.monitor = connection_monitor(self.socket)
         self.socket.connect(endpoint)
         self._hello = hello
         self._log = log
@@ -103,10 +104,15 @@ class DaemonLink:
         return self._next_ping_s
 
     def read(self) -> None:
-        """Handle every message that has come."""
+        """Handle every message that has come, then what has become of the connection: a daemon's last answers still count."""
         while (frames := receive(self.socket)) is not None:
             if len(frames) == 2:
                 self._handle(frames)
+        while (event := receive(self.monitor)) is not None:
+            if is_up(event):
+                self._next_hello_s = 0.0
+            else:
+                self._lost()
 
     def bye(self, timeout_s: float) -> None:
         """Leave in order: the daemon frees everything at once. Waits for its answer, within bounds."""
@@ -123,7 +129,9 @@ class DaemonLink:
                 self.read()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
+        self.socket.disable_monitor()
+        self.monitor.close()
         self.socket.close(linger=0)
         self._context.term()
 

@@ -271,6 +271,7 @@ class _Io:
         self._wakeup = wakeup
         self._poller = zmq.Poller()
         self._poller.register(self.link.socket, zmq.POLLIN)
+        self._poller.register(self.link.monitor, zmq.POLLIN)
         self._poller.register(wakeup.fd, zmq.POLLIN)
 
     def round(self, commands: "deque[Callable[[_Io], None]]") -> None:

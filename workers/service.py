@@ -4,7 +4,6 @@ It never computes and never waits for anything but the poller, so it answers wit
 cannot expect (a bug, a dead engine) ends the process: the supervisor restarts it and clients resume their streams.
 """
 
-import sys
 import time
 from types import FrameType
 
@@ -12,7 +11,7 @@ import zmq
 
 from erllama_host.process import ExitCode
 from erllama_host.protocol.inference import CLIENT_SIGN_OF_LIFE_S
-from erllama_host.transport.sockets import receive
+from erllama_host.transport.sockets import connection_monitor, is_up, receive
 from workers.dispatch import Dispatcher
 from workers.inbox import Inbox
 
@@ -63,7 +62,7 @@ class Service:
         self._num_signals = 0
         self._seen_signals = 0
         # A new connection may lead to a controller that has never heard of us: every one gets a hello.
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+        self._monitor = connection_monitor(socket)
         self._silence = Silence()
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
@@ -98,7 +97,7 @@ class Service:
             self._dispatcher.report(report)
         self._dispatcher.engine_reports(now)
         while (event := receive(self._monitor)) is not None:
-            self._connection_changed(event[0], now)
+            self._connection_changed(is_up(event), now)
         while self._seen_signals < self._num_signals:
             self._seen_signals += 1
             self._dispatcher.terminate(now)
@@ -109,9 +108,7 @@ class Service:
             self._dispatcher.message(frames, now)
         return False
 
-    def _connection_changed(self, event: bytes, now: float) -> None:
-        """A monitor's event: its number in the first two bytes, as the machine writes them."""
-        connected = int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_CONNECTED
+    def _connection_changed(self, connected: bool, now: float) -> None:
         self._silence.connection(now, connected=connected)
         if connected:
             self._dispatcher.hello()

@@ -242,9 +242,11 @@ class StreamState:
     def _on_moved(self, event: Moved, now: float) -> list[Action]:
         if not event.incarnation or not self._online or not self._sent:
             return []
+        if self.phase is Phase.WAITING:  # also for the same incarnation: a new controller did not know it before
+            return self._retry(now)
         if self._live and self._accepted is not None and event.incarnation == self._accepted.incarnation:
             return []
-        return self._retry(now) if self.phase is Phase.WAITING else self._ask(now, force=True)
+        return self._ask(now, force=True)
 
     def _on_error(self, event: ErrorBody, now: float) -> list[Action]:
         error = from_wire(event.code, event.message, event.details)

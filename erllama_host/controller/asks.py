@@ -46,11 +46,11 @@ class Asks:
         if future is not None and not future.done() and kind in ("reply", "error"):
             future.set_result((kind, body))
 
-    def give_up(self, group: str) -> None:
-        """Nobody will answer the questions of `group` any more: whoever waits gets WorkerDied."""
+    def give_up(self, group: str = "", error: ErllamaError | None = None) -> None:
+        """Nobody will answer the questions of `group` any more: whoever waits gets `error`, by default WorkerDied."""
         for asked, future in list(self._open.values()):
             if asked == group and not future.done():
-                future.set_exception(WorkerDied(f"{group}: ended before it answered"))
+                future.set_exception(error or WorkerDied(f"{group}: ended before it answered"))
 
 
 def _error(body: bytes) -> ErllamaError:

@@ -5,34 +5,39 @@ from typing import Any
 import zmq
 
 from erllama_host.controller.asks import Asks
-from erllama_host.errors import ErllamaError
+from erllama_host.errors import ErllamaError, HostUnavailable
 from erllama_host.ids import new_routing_id
 from erllama_host.protocol import PROTOCOL_VERSION, Envelope, decode_body, decode_envelope, encode_envelope
 from erllama_host.protocol.calls import CacheAnswer, CacheCall
 from erllama_host.protocol.envelope import encode_body
 from erllama_host.transport.pump import Pump
-from erllama_host.transport.sockets import dealer
+from erllama_host.transport.sockets import connection_monitor, dealer, is_up
 
 CALL_TIMEOUT_S = 10.0
 
 
 class CacheClient:
-    """A DEALER to cache.sock; while the daemon is away calls time out and nothing else happens."""
+    """A DEALER to cache.sock; while the daemon is away calls fail at once and nothing else happens."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self._asks = Asks()
         socket = dealer(context, new_routing_id())
         # A daemon that comes back must not find the questions of an hour: only what a connection takes is sent.
         socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket = socket
+        self._monitor = Pump(connection_monitor(socket), self._on_connection)
         socket.connect(endpoint)
         self._pump = Pump(socket, self._on_message)
 
     def start(self) -> None:
         """Begin to listen."""
         self._pump.start()
+        self._monitor.start()
 
     def close(self) -> None:
         """Close the socket."""
+        self._socket.disable_monitor()
+        self._monitor.close()
         self._pump.close()
 
     async def call(
@@ -53,6 +58,11 @@ class CacheClient:
 
     def _send(self, kind: str, ref: str, body: bytes) -> bool:
         return self._pump.send([encode_envelope(Envelope(PROTOCOL_VERSION, kind, ref)), body])
+
+    def _on_connection(self, event: list[bytes]) -> None:
+        """What a daemon was asked that is gone, nobody will answer."""
+        if not is_up(event):
+            self._asks.give_up(error=HostUnavailable("the cache daemon ended before it answered", retry_after_s=1.0))
 
     def _on_message(self, frames: list[bytes]) -> None:
         try:

@@ -17,7 +17,7 @@ import zmq
 from erllama_host.errors import ConfigError
 from erllama_host.ids import new_routing_id
 from erllama_host.transport.pump import Pump
-from erllama_host.transport.sockets import Frames, dealer
+from erllama_host.transport.sockets import MAX_TCP_RECONNECT_MS, Frames, dealer
 
 HIGH_WATER_MARK = 100_000
 """Messages; what a host sends is bounded by credit, and what a client sends by its open requests."""
@@ -77,6 +77,8 @@ class ZmqLink:
         context = _context()
         self._socket = socket = dealer(context, new_routing_id(), HIGH_WATER_MARK)
         socket.setsockopt(zmq.IMMEDIATE, 1)
+        if self._endpoint.startswith("tcp://"):
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_TCP_RECONNECT_MS)
         for option, value in self._curve.items():
             socket.setsockopt(option, value)
         self._monitor = Pump(socket.get_monitor_socket(_WATCHED), self._on_monitor)

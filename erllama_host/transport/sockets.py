@@ -8,6 +8,7 @@ Rules, with what they prevent:
 - Linger is short, so that a process leaves although its peer is gone.
 """
 
+import sys
 from collections.abc import Sequence
 
 import zmq
@@ -16,6 +17,11 @@ from erllama_host.protocol.envelope import MAX_BODY_BYTES, MAX_ENVELOPE_BYTES
 
 DEFAULT_HIGH_WATER_MARK = 20_000
 LINGER_MS = 500
+RECONNECT_MS = 20
+MAX_RECONNECT_MS = 50
+"""On one machine: what has died is back within 0.2 s, and a pause that doubles to 500 ms would sleep through that. Asking a socket
+file takes 0.13 ms: 0.3 % of a core for as long as nobody is there."""
+MAX_TCP_RECONNECT_MS = 500
 TCP_HEARTBEAT_MS = 3_000
 TCP_HEARTBEAT_TIMEOUT_MS = 12_000
 
@@ -36,12 +42,12 @@ def router(
 def dealer(
     context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes, high_water_mark: int = DEFAULT_HIGH_WATER_MARK
 ) -> zmq.Socket[bytes]:
-    """A DEALER under a routing id (`ids.new_routing_id`), not yet connected. It reconnects by itself, fast at first."""
+    """A DEALER under a routing id (`ids.new_routing_id`), not yet connected. It reconnects by itself, again and again."""
     socket = context.socket(zmq.DEALER)
     _common(socket, high_water_mark)
     socket.setsockopt(zmq.ROUTING_ID, routing_id)
-    socket.setsockopt(zmq.RECONNECT_IVL, 20)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
     return socket
 
 
@@ -79,3 +85,16 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
         return socket.recv_multipart(flags=zmq.NOBLOCK)
     except zmq.Again:
         return None
+
+
+def connection_monitor(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """A socket that tells when connections of `socket` come and go; read it with `receive` and `is_up`.
+
+    Ask for it before `connect`. Close it, after `disable_monitor` of `socket`.
+    """
+    return socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+
+
+def is_up(event: Frames) -> bool:
+    """Whether an event of a connection monitor is a beginning: messages find their way from now on. Else it is an end."""
+    return int.from_bytes(event[0][:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED

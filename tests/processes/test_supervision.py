@@ -188,6 +188,8 @@ def test_a_restart_does_not_cut_streams():
         model = client.load_model(model_id="tiny", backend="stub", stub={"token_ms": 10.0})
         with model.infer("hello", max_tokens=500, ignore_eos=True) as stream:
             next(stream)
-            assert client.restart("tiny").status == "idle"
+            assert client.restart("tiny").status in ("idle", "prefilling", "generating"), (
+                "the stream may be back already"
+            )
             done = stream.result()
         assert (len(done.generated), done.cancelled, done.resumes) == (500, False, 1)

@@ -223,6 +223,16 @@ def test_a_full_queue_refuses_what_is_new_and_delays_what_ran_before():
     assert (send.kind, send.body.attempt, send.body.resume.deaths) == ("infer", 2, 1)
 
 
+def test_a_controller_that_did_not_know_the_worker_yet_says_when_it_does():
+    state = running()
+    assert kinds(state.on_online(1.0)) == ["resume"]
+    assert state.on_event(error("ModelLoading", retry_after_s=2.0), 1.0) == []
+    assert kinds(state.on_event(Moved(incarnation="a"), 1.01)) == ["resume"], (
+        "the same worker, and no reason to wait on"
+    )
+    assert state.on_event(Moved(incarnation="a"), 1.02) == [], "not again and again"
+
+
 @pytest.mark.parametrize(("code", "kind"), [("ModelFailed", ModelFailed), ("FromTheFuture", InternalError)])
 def test_other_errors_end_the_stream(code, kind):
     assert isinstance(failure(running().on_event(error(code), 0.0)), kind)
