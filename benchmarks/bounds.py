@@ -6,8 +6,9 @@ Keys are beginnings of figure names.
 _SHARED_CORES = (
     "llama.cpp's threads, the client, the controller and the worker's service thread share the machine's cores, and a thread of "
     "llama.cpp that is interrupted holds up the others at the next barrier. The loop has the cores to itself. What the host needs "
-    "of them per token is the figure with a stub. And the worker's threads sleep at a barrier after a short spin, where the loop's "
-    "spin on: about 5 % on a quiet machine, for which two busy models on two cores give tens of tokens a second and not one."
+    "of them per token is the figure with a stub; where llama.cpp leaves a core to the others most of the difference goes: the "
+    "figure with one thread of llama.cpp. And the worker's threads sleep at a barrier after a short spin, where the loop's spin "
+    "on: 2 to 5 % on a quiet machine, for which two busy models on two cores give tens of tokens a second and not one."
 )
 
 BOUNDS: dict[str, str] = {

@@ -66,7 +66,7 @@ class InProcessLoop:
 
 
 @contextmanager
-def in_process_loop(model: Path, n_ctx: int, n_seq_max: int = 1) -> Iterator[InProcessLoop]:
+def in_process_loop(model: Path, n_ctx: int, n_seq_max: int = 1, threads: int = THREADS) -> Iterator[InProcessLoop]:
     """A loop on `model` that ends with the block.
 
     Raises:
@@ -75,7 +75,7 @@ def in_process_loop(model: Path, n_ctx: int, n_seq_max: int = 1) -> Iterator[InP
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.loop"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        opening = {"op": "open", "model": str(model), "n_ctx": n_ctx, "n_seq_max": n_seq_max, "threads": THREADS}
+        opening = {"op": "open", "model": str(model), "n_ctx": n_ctx, "n_seq_max": n_seq_max, "threads": threads}
         try:
             yield InProcessLoop(process, opening)
         finally:

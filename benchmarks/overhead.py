@@ -17,6 +17,7 @@ PART = "overhead"
 N_CTX = 2048
 PROMPT_TOKENS = 32
 NUM_TOKENS = 256
+NUM_TOKENS_ONE_THREAD = 128
 STUB_TOKENS = 1024
 CALLS_PER_ROUND = 200
 END_TOKENS = (0, 2)  # of SmolLM2
@@ -33,6 +34,7 @@ def run(setting: Setting) -> list[Figure]:
         stub = host.load_stub("stub", n_ctx=N_CTX, n_seq_max=1)
         return [
             *_decode(setting, model, loop),
+            _decode_with_a_core_to_spare(setting, host),
             _own_cost(setting, stub),
             *_round_trips(setting, host, model),
         ]
@@ -66,6 +68,29 @@ def _decode(setting: Setting, model: HostModel, loop: InProcessLoop) -> list[Fig
         Figure(PART, "single-stream decode", ours, "tokens/s", PythonServer.name, peers),
         Figure(PART, "a step outside llama_decode, 1 stream", share_us, "µs", loop.name, loop_share_us),
     ]
+
+
+def _decode_with_a_core_to_spare(setting: Setting, host: BenchmarkHost) -> Figure:
+    """The same with one thread each: what the host costs where its sockets need not take a core from llama.cpp."""
+    model = host.load(setting.model, "one", n_ctx=N_CTX, n_seq_max=1, n_threads=1, n_threads_batch=1)
+    with in_process_loop(setting.model, N_CTX, threads=1) as loop:
+        samples = interleaved(
+            {
+                "host": lambda number: (
+                    model.stream(
+                        setting.corpus.prompt(200 + number, PROMPT_TOKENS), NUM_TOKENS_ONE_THREAD
+                    ).decode_tokens_per_s
+                ),
+                loop.name: lambda number: loop.tokens_per_s(
+                    [setting.corpus.prompt(200 + number, PROMPT_TOKENS)], NUM_TOKENS_ONE_THREAD
+                ),
+            },
+            setting.repeats(3, 1),
+        )
+    model.model.unload()
+    name = "single-stream decode, one thread of llama.cpp"
+    ours, theirs = median(samples["host"]), median(samples[loop.name])
+    return Figure(PART, name, ours, "tokens/s", loop.name, theirs, samples=samples)
 
 
 def _python_rate(peer: PythonServer, number: int) -> float:
