@@ -9,11 +9,20 @@ from erllama_host.config.load import (
     parse_model_config,
     resolve_tier,
 )
-from erllama_host.config.model import ModelConfig, ModelSpec, PolicyConfig, SpecAdapter, StubConfig
+from erllama_host.config.model import (
+    POLICY_KEYS_WITHOUT_EFFECT,
+    ModelConfig,
+    ModelSpec,
+    PolicyConfig,
+    SpecAdapter,
+    StubConfig,
+)
 from erllama_host.config.paths import Paths, find_paths, private_directory
+from erllama_host.config.specs import longest_stop_s, read_specs
 
 __all__ = [
     "BUILT_IN_TIERS",
+    "POLICY_KEYS_WITHOUT_EFFECT",
     "CacheConfig",
     "Config",
     "HostSection",
@@ -28,8 +37,10 @@ __all__ = [
     "check_model_config",
     "find_paths",
     "load_config",
+    "longest_stop_s",
     "parse_config",
     "parse_model_config",
     "private_directory",
+    "read_specs",
     "resolve_tier",
 ]

@@ -11,6 +11,9 @@ import msgspec
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl")
 """What `type_k` and `type_v` may be."""
 
+STOP_MARGIN_S = 5.0
+"""What a worker may take on its way out besides its save: the end of a step, of short requests, of the process."""
+
 
 class _Section(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
     """Base of config sections: unknown keys are errors."""
@@ -34,6 +37,9 @@ class PolicyConfig(_Section, frozen=True):
     continued_interval: int | None = None
     boundary_trim_tokens: int | None = None
     boundary_align_tokens: int | None = None
+
+
+POLICY_KEYS_WITHOUT_EFFECT = ("continued_interval", "boundary_trim_tokens", "boundary_align_tokens")
 
 
 class StubConfig(_Section, frozen=True):
@@ -158,6 +164,11 @@ class ModelConfig(_Section, frozen=True):
     evict_save_timeout_s: float = 30.0
     lazy: bool = False
     stub: StubConfig = StubConfig()
+
+    @property
+    def stop_s(self) -> float:
+        """How long a worker may take to end once it is told to."""
+        return self.evict_save_timeout_s + STOP_MARGIN_S
 
 
 class SpecAdapter(_Section, frozen=True):

@@ -2,10 +2,9 @@
 
 import secrets
 
-from erllama_host.config import ModelConfig, ModelSpec, SpecAdapter
+from erllama_host.config import ModelConfig, ModelSpec, SpecAdapter, read_specs
 from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Model, State
-from erllama_host.controller.specs import read_specs
 from erllama_host.controller.world import World
 from erllama_host.supervisor.notes import read_exits, watcher_name
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from erllama_host.config import ModelConfig
+from erllama_host.config import ModelConfig, longest_stop_s
 from erllama_host.controller import specs, views
 from erllama_host.controller.desired import Wanted
 from erllama_host.controller.lifecycle import SHOULD_RUN, Event, Model, State
@@ -259,13 +259,13 @@ class Keeper:
     async def _start(self, model: Model, restart: bool) -> None:
         world, watcher = self._world, notes.watcher_name(model.model_id)
         await self._write_spec(model)
-        stop_s = specs.stop_time_s(model.config) + CACHE_MARGIN_S
         if restart and watcher in await world.circus.statuses():
-            await world.circus.restart_watcher(watcher, stop_s)
+            await world.circus.restart_watcher(watcher, model.config.stop_s + CACHE_MARGIN_S)
             return
         notes.forget_exits(world.paths.run, watcher)
-        if stop_s > DEFAULT_CACHE_STOP_S:
-            await world.circus.set_graceful_timeout("cache", stop_s)
+        cache_stop_s = await asyncio.to_thread(longest_stop_s, world.paths) + CACHE_MARGIN_S
+        if cache_stop_s > DEFAULT_CACHE_STOP_S:
+            await world.circus.set_graceful_timeout("cache", cache_stop_s)
         options = specs.watcher_options(world.paths, world.config, model)
         await world.circus.add(watcher, specs.watcher_command(model.model_id), options)
         pids = await world.circus.start_watcher(watcher)
@@ -283,7 +283,7 @@ class Keeper:
             if watch is not None:
                 watch.kill()
         self._world.links.drop(model.model_id)
-        await self._world.circus.remove(watcher, specs.stop_time_s(model.config) + CACHE_MARGIN_S)
+        await self._world.circus.remove(watcher, model.config.stop_s + CACHE_MARGIN_S)
         await self._forget_worker(model)
 
     async def _forget_worker(self, model: Model) -> None:

@@ -13,7 +13,6 @@ from erllama_host.controller.lifecycle import Model
 from erllama_host.errors import InvalidRequest, ModelLoadFailed
 from erllama_host.supervisor.notes import watcher_name
 
-STOP_MARGIN_S = 5.0
 GGUF_MAGIC = b"GGUF"
 HOOKS = ("before_start", "before_spawn", "after_spawn", "before_reap", "after_reap")
 
@@ -31,17 +30,6 @@ def write_spec(paths: Paths, config: Config, model: Model) -> None:
     write_durably(paths.spec_file(model.model_id), msgspec.json.encode(spec))
 
 
-def read_specs(paths: Paths) -> list[ModelSpec]:
-    """Specs that an earlier controller wrote; files that are not specs are passed over."""
-    found = []
-    for path in sorted((paths.run / "models").glob("*.json")):
-        try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=ModelSpec))
-        except (OSError, ValueError):
-            continue
-    return found
-
-
 def watcher_command(model_id: str) -> str:
     """What circus runs."""
     return f"{shlex.quote(sys.executable)} -m workers {model_id}"
@@ -57,7 +45,7 @@ def watcher_options(paths: Paths, config: Config, model: Model) -> dict[str, Any
             "ERLLAMA_WITHIN_S": str(model.config.within_s),
         },
         "stop_signal": 15,
-        "graceful_timeout": stop_time_s(model.config),
+        "graceful_timeout": model.config.stop_s,
         "close_child_stdout": True,
         "stderr_stream": {
             "class": "FileStream",
@@ -67,11 +55,6 @@ def watcher_options(paths: Paths, config: Config, model: Model) -> dict[str, Any
         },
         "hooks": {hook: [f"erllama_host.supervisor.hooks.{hook}", False] for hook in HOOKS},
     }
-
-
-def stop_time_s(config: ModelConfig) -> float:
-    """How long a worker may take to end: its save, and a margin."""
-    return config.evict_save_timeout_s + STOP_MARGIN_S
 
 
 def log_file(paths: Paths, model_id: str) -> Path:

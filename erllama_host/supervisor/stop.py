@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 import psutil
 
-from erllama_host.config import Paths
+from erllama_host.config import Paths, longest_stop_s
 from erllama_host.supervisor.handshake import ask_drain
 from erllama_host.supervisor.leftovers import clean_unless_running, remove_shared_memory
 from erllama_host.supervisor.state import HostState, host_state
 
 SIGNAL_AGAIN_S = 1.0
 POLL_S = 0.02
+LEAST_TIMEOUT_S = 60.0
+STOP_MARGIN_S = 20.0
+"""For the cache daemon, which outlasts the workers, and circusd, which outlasts both."""
 
 Progress = Callable[[str], None]
 
@@ -19,7 +22,7 @@ Progress = Callable[[str], None]
 def stop_host(
     paths: Paths,
     *,
-    timeout_s: float = 60.0,
+    timeout_s: float | None = None,
     now: bool = False,
     drain_s: float = 20.0,
     on_progress: Progress | None = None,
@@ -27,13 +30,15 @@ def stop_host(
     """Stop the host in `paths`; returns when nothing of it runs any more. False when none was running.
 
     Args:
-        timeout_s: for the end of the processes after the drain; whoever is left then is killed.
+        timeout_s: for the end of the processes after the drain; whoever is left then is killed. None: a minute, and longer where
+            a model may save for longer.
         now: no drain, no saves: kill.
         drain_s: how long running requests may go on.
     """
     progress = on_progress or (lambda _: None)
     state = host_state(paths)
     family = _family(state)
+    timeout_s = max(LEAST_TIMEOUT_S, longest_stop_s(paths) + STOP_MARGIN_S) if timeout_s is None else timeout_s
     if state.running and not now:
         progress("letting requests finish and saving")
         ask_drain(paths.ipc("clients.sock"), drain_s, drain_s + timeout_s)

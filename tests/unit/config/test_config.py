@@ -13,10 +13,13 @@ from erllama_host.config import (
     Config,
     HostSection,
     ModelConfig,
+    ModelSpec,
+    Paths,
     PolicyConfig,
     TierConfig,
     find_paths,
     load_config,
+    longest_stop_s,
     parse_config,
     parse_model_config,
     private_directory,
@@ -201,3 +204,14 @@ def test_prepared_directories_are_private(tmp_path: Path) -> None:
     paths.prepare()
     for directory in (paths.home, paths.run, paths.run / "models", paths.logs):
         assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_slowest_save_of_all_models_bounds_the_end_of_a_host(tmp_path):
+    paths = Paths(tmp_path / "home", tmp_path / "run", tmp_path / "erllama.toml")
+    assert longest_stop_s(paths) == 0.0
+    paths.prepare()
+    for model_id, save_s in [("quick", 1.0), ("slow", 100.0)]:
+        spec = ModelSpec(model_id=model_id, load_id="1", config=ModelConfig(evict_save_timeout_s=save_s))
+        paths.spec_file(model_id).write_bytes(msgspec.json.encode(spec))
+    paths.spec_file("junk").write_text("{")
+    assert longest_stop_s(paths) == 105.0

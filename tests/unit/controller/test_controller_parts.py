@@ -6,7 +6,7 @@ import os
 import msgspec
 import pytest
 
-from erllama_host.config import Config, ModelConfig, ModelSpec, Paths, SpecAdapter
+from erllama_host.config import Config, ModelConfig, ModelSpec, Paths, SpecAdapter, read_specs
 from erllama_host.controller import memory, specs
 from erllama_host.controller.asks import Asks
 from erllama_host.controller.footprints import Footprints
@@ -40,12 +40,12 @@ def test_a_spec_is_all_a_worker_needs(paths):
     model = Model("tiny", config, "load-1", adapters=[SpecAdapter(handle="a", path="/a")])
     specs.write_spec(paths, Config(), model)
     assert (paths.spec_file("tiny").stat().st_mode & 0o777) in (0o600, 0o644)
-    spec = specs.read_specs(paths)[0]
+    spec = read_specs(paths)[0]
     assert isinstance(spec, ModelSpec)
     assert (spec.model_id, spec.load_id, spec.config.n_ctx, spec.home) == ("tiny", "load-1", 512, str(paths.home))
     assert spec.config.tier_srv == "ram" and spec.adapters == model.adapters
     (paths.run / "models" / "broken.json").write_text("{")
-    assert len(specs.read_specs(paths)) == 1
+    assert len(read_specs(paths)) == 1
 
 
 def test_the_watcher_carries_what_the_supervisor_needs(paths):

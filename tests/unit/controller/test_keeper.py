@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from erllama_host.config import ModelConfig, Paths, parse_config
+from erllama_host.config import ModelConfig, Paths, parse_config, read_specs
 from erllama_host.controller import desired, footprints, specs
 from erllama_host.controller.desired import DesiredFile
 from erllama_host.controller.footprints import Footprints
@@ -27,6 +27,7 @@ class Circus:
 
     def __init__(self):
         self.watchers = {}
+        self.graceful_timeouts = {}
 
     async def statuses(self):
         return dict(self.watchers)
@@ -37,6 +38,9 @@ class Circus:
     async def start_watcher(self, watcher):
         self.watchers[watcher] = "active"
         return [0]
+
+    async def set_graceful_timeout(self, watcher, seconds):
+        self.graceful_timeouts[watcher] = seconds
 
     async def remove(self, watcher, timeout_s):
         self.watchers.pop(watcher, None)
@@ -160,13 +164,13 @@ async def test_what_is_remembered_late_does_not_bring_an_unloaded_model_back(wor
     await keeper.unload("tiny")
     gate.set()
     await late
-    assert specs.read_specs(world.paths) == []
+    assert read_specs(world.paths) == []
 
 
 async def test_many_flows_write_at_a_time(world, keeper):
     models = [await serving(world, keeper, f"m{number}") for number in range(4)]
     await asyncio.gather(*(keeper.remember(model) for model in models for _ in range(20)))
-    assert len(specs.read_specs(world.paths)) == len(world.wanted()) == 4
+    assert len(read_specs(world.paths)) == len(world.wanted()) == 4
     assert "flow_failed" not in world.said.getvalue()
 
 
@@ -190,3 +194,12 @@ async def test_a_repeated_request_finds_its_load(world, keeper):
     assert await keeper.load("tiny", STUB, "once") is first
     with pytest.raises(ErllamaError, match="exists already"):
         await keeper.load("tiny", STUB, "twice")
+
+
+async def test_the_cache_daemon_may_take_as_long_as_the_slowest_save_of_any_model(world, keeper):
+    for model_id, save_s in [("quick", 1.0), ("slow", 100.0), ("medium", 50.0)]:
+        model = await keeper.load(model_id, ModelConfig(backend="stub", evict_save_timeout_s=save_s), "")
+        await until(lambda name=model_id: f"model:{name}" in world.circus.watchers)
+        keeper.ready(model, "1")
+        await asyncio.wait_for(keeper.outcome(model), 20)
+    assert world.circus.graceful_timeouts == {"cache": 100.0 + 5.0 + 5.0}
