@@ -86,6 +86,16 @@ class Pool:
         """The backend has computed or restored these tokens at the end of `live`."""
         self.cells.grew(live, tokens)
 
+    def kept(self, live: LiveSequence, tokens: "array[int]", num_kept: int) -> None:
+        """The backend has computed `tokens` at the end of `live`, of which the first `num_kept` stay: the rest were wrong guesses.
+
+        Not the same as to grow and to truncate: what was there before has not changed, so saves of it stay good.
+        """
+        end = len(live.tokens) + num_kept
+        cut = num_kept == len(tokens) or self.backend.truncate(live.seq, end)
+        assert cut, "guesses are only made for models whose sequences can be cut"
+        self.cells.grew(live, tokens[:num_kept])
+
     def truncate(self, live: LiveSequence, end: int) -> bool:
         """Cut to `end` tokens; False where that is impossible, and then nothing changed."""
         if end == len(live.tokens):

@@ -185,7 +185,8 @@ class Stepper:
         for part in parts:
             request = part.request
             assert request.live is not None
-            core.pool.grew(request.live, part.tokens)
+            if not part.drafts:  # how many of these stay, sampling tells
+                core.pool.grew(request.live, part.tokens)
             if request.phase is Phase.PREFILL:
                 request.times.prefill_s += took_s
                 request.prefilled_tokens += part.num_rows
@@ -216,25 +217,26 @@ class Stepper:
         sampler = request.sampler
         assert sampler is not None and request.live is not None
         first = part.first + part.num_rows - part.num_outputs
-        base = len(request.live.tokens) - part.num_outputs
         wants_logits = request.submit.params.logprobs is not None
         reason: str | None = None
+        failure: ErllamaError | None = None
         used = 0
         for row in range(first, first + part.num_outputs):
             try:
                 token = sampler.sample(row)
             except ErllamaError as error:  # a grammar that leads nowhere
-                self._requests.fail(request, error)
-                return
+                failure = error
+                break
             used += 1
             reason = self._answers.accept(request, token, core.backend.logits(row) if wants_logits else None, now)
             if reason is not None or used > len(part.drafts) or token != part.drafts[used - 1]:
                 break
         if part.drafts:
-            self._drafts.judge(request, len(part.drafts), used - 1)
-            cut = core.pool.truncate(request.live, base + used)
-            assert cut, "drafts are only made for models whose sequences can be cut"
-        if reason is not None:
+            self._drafts.judge(request, len(part.drafts), max(0, used - 1))
+            core.pool.kept(request.live, part.tokens, max(1, used))
+        if failure is not None:
+            self._requests.fail(request, failure)
+        elif reason is not None:
             self._requests.finish(request, reason)
 
     # --- when it does not fit -----------------------------------------------------------------------------------------

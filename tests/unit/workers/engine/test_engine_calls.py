@@ -304,6 +304,22 @@ def test_prompt_lookup_saves_steps_where_text_repeats():
     assert len([one for report in harness.of(ref, Generated) for one in report.ids]) == 180
 
 
+def test_blocks_are_saved_while_guesses_come_partly_true():
+    store = MemoryStore(16)
+    harness = Harness(
+        store=store.make, cache={"block_tokens": 16}, prompt_lookup=4, stub={"emit": "abcabd abcabe abcabf " * 8}
+    )
+    store.manual = True  # a real daemon's answer comes after the step in which it was asked
+    ref = harness.submit("say abcabd abcabe abcabf ", max_tokens=150)
+    while harness.end_of(ref) is None:
+        harness.tick()
+        store.deliver()
+    counters, (live,) = harness.core.counters, harness.core.pool.cells
+    assert counters["draft_accepted"] > 20 and counters["draft_tokens"] > counters["draft_accepted"] + 20
+    assert counters["saves_continued"] >= 8, "a wrong guess leaves what was there before it as it was"
+    assert len(live.extents) == 1 and harness.drift() == []
+
+
 def test_prompt_lookup_finds_the_latest_repetition_of_the_longest_ngram():
     from array import array
 
