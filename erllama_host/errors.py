@@ -1,4 +1,5 @@
-"""Every error a caller can meet. Each has a stable `code` that is the class name, and says whether trying again helps.
+"""Every error a caller can meet. Each has a stable `code` that is the class name, and says whether trying again helps. What goes
+wrong with the cache is none: it is a cold prefill and a counter.
 
     ErllamaError
     ├── ConfigError             a key of erllama.toml or an option is wrong; names the key
@@ -22,7 +23,6 @@
     │   ├── ProtocolMismatch    the peer speaks another protocol version
     │   └── HostUnavailable     no host answers at the endpoint
     ├── ModelLoadFailed         the file cannot be loaded; carries llama.cpp's own reason
-    ├── CacheError              never leaves a worker: it becomes a cold prefill and a counter
     └── InternalError           a bug of ours
 
 Pure: this module imports nothing of the product.
@@ -157,10 +157,6 @@ class HostUnavailable(PeerError):
 
 class ModelLoadFailed(ErllamaError):
     """The model file cannot be loaded; the message carries llama.cpp's own reason."""
-
-
-class CacheError(ErllamaError):
-    """A cache operation failed. Inside a worker only: it becomes a cold prefill and a counter."""
 
 
 class InternalError(ErllamaError):

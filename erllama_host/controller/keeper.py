@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from erllama_host.config import ModelConfig, longest_stop_s
+from erllama_host.config import POLICY_KEYS_WITHOUT_EFFECT, ModelConfig, longest_stop_s
 from erllama_host.controller import specs, views
 from erllama_host.controller.desired import Wanted
 from erllama_host.controller.lifecycle import SHOULD_RUN, Event, Model, State
@@ -68,6 +68,9 @@ class Keeper:
     def begin(self, model: Model) -> Model:
         """Take up a model and start its worker."""
         self._world.models.add(model, time.monotonic())
+        without_effect = [key for key in POLICY_KEYS_WITHOUT_EFFECT if getattr(model.config.policy, key) is not None]
+        if without_effect:
+            self._world.log.warning("policy_keys_without_effect", model=model.model_id, keys=without_effect)
         self._world.journal.add("loading", model.model_id, path=model.config.path)
         self._expect(model)
         self.spawn(self._bring_up(model))

@@ -3,12 +3,13 @@
 import asyncio
 import errno
 import io
+import json
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from erllama_host.config import ModelConfig, Paths, parse_config, read_specs
+from erllama_host.config import ModelConfig, Paths, PolicyConfig, parse_config, read_specs
 from erllama_host.controller import desired, footprints, specs
 from erllama_host.controller.desired import DesiredFile
 from erllama_host.controller.footprints import Footprints
@@ -108,6 +109,13 @@ async def test_a_model_is_written_down_before_anybody_is_told(world, keeper):
     await serving(world, keeper)
     assert world.wanted() == ["tiny"] and world.paths.spec_file("tiny").exists()
     assert world.names() == ["loading", "ready"]
+
+
+async def test_keys_that_do_nothing_are_accepted_with_a_warning(world, keeper):
+    policy = PolicyConfig(continued_interval=64, boundary_align_tokens=8)
+    await keeper.load("tiny", ModelConfig(backend="stub", policy=policy), "")
+    warnings = [line for line in map(json.loads, world.said.getvalue().splitlines()) if line["level"] == "warning"]
+    assert [line["keys"] for line in warnings] == [["continued_interval", "boundary_align_tokens"]]
 
 
 async def test_a_full_disk_is_no_reason_not_to_serve(world, keeper, monkeypatch):
