@@ -84,8 +84,7 @@ class Catalog:
         identities = [identity for identity, _ in match.parts]
         if match.logits is not None:
             identities.append(match.logits)
-        for identity in identities:
-            self.holdings.touch(self.holdings.entries[identity], owner, now + self.settings.wall_offset_s)
+        self.holdings.touch(identities, owner, now + self.settings.wall_offset_s)
         lease = self.leases.grant(owner, identities, now) if identities else 0
         return Granted(match, lease, self._miss_reason(prompt, match, parent_key))
 

@@ -102,14 +102,17 @@ class Holdings:
         stock.ledger.published_bytes += copy.file_bytes
         self.consider(entry.identity)
 
-    def touch(self, entry: Entry, owner: str, wall_s: float) -> None:
-        """A hit: `owner` is about to read the fastest copy."""
-        entry.hits += 1
-        entry.heat = add_heat(entry.heat, heat_of_hit(wall_s))
-        entry.last_used_s = wall_s
-        self.touched.add(entry.identity)
-        copy = self.fastest_copy(entry)
-        self.mappings.add(owner, (copy.tier, copy.inode))
+    def touch(self, identities: Iterable[Identity], owner: str, wall_s: float) -> None:
+        """Hits: `owner` is about to read the fastest copies."""
+        heat = heat_of_hit(wall_s)
+        for identity in identities:
+            entry = self.entries[identity]
+            entry.hits += 1
+            entry.heat = add_heat(entry.heat, heat)
+            entry.last_used_s = wall_s
+            copy = self.fastest_copy(entry)
+            self.mappings.add(owner, (copy.tier, copy.inode))
+        self.touched.update(identities)
 
     # ---- room ----------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class LeaseTable:
         return len(self._leases)
 
     def grant(self, owner: str, segments: Iterable[Identity], now: float) -> int:
-        """Lease segments to a reader; returns the lease's id."""
+        """Lease segments to a reader; returns the lease's id. `now` never goes back."""
         lease_id = self._next_id
         self._next_id += 1
         lease = _Lease(owner, tuple(segments), now + self._ttl_s)
@@ -77,6 +77,7 @@ class LeaseTable:
             ended.by_death += segments
             ended.free += self._end(lease_id)
             for identity in segments:
+                self._held_until.pop(identity, None)  # to the end: see next_expiry
                 self._held_until[identity] = now + self._hold_s
         return ended
 
@@ -109,9 +110,12 @@ class LeaseTable:
         self._held_until.pop(identity, None)
 
     def next_expiry(self) -> float | None:
-        """When `expire` has something to do next; None: nothing is pending."""
-        times = [lease.expires_s for lease in self._leases.values()]
-        return min([*times, *self._held_until.values()], default=None)
+        """When `expire` has something to do next; None: nothing is pending. Asked in every round of the daemon's loop."""
+        # Both tables are in the order in which their rows were made, which is that of expiry.
+        first_lease, first_hold = next(iter(self._leases.values()), None), next(iter(self._held_until.values()), None)
+        if first_lease is None or (first_hold is not None and first_hold < first_lease.expires_s):
+            return first_hold
+        return first_lease.expires_s
 
     def _end(self, lease_id: int) -> list[Identity]:
         free = []

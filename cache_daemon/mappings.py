@@ -17,8 +17,12 @@ class MappingTable:
 
     def add(self, owner: str, file: FileRef) -> None:
         """`owner` may map `file` from now on."""
-        self._mappers.setdefault(file, set()).add(owner)
-        self._files.setdefault(owner, set()).add(file)
+        files = self._files.get(owner)
+        if files is None:
+            files = self._files[owner] = set()
+        if file not in files:
+            files.add(file)
+            self._mappers.setdefault(file, set()).add(owner)
 
     def mappers(self, file: FileRef) -> set[str]:
         """Who may have it mapped."""

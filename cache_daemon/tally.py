@@ -30,7 +30,10 @@ class Tally:
 
     def for_namespace(self, namespace: bytes, name: str, by: int = 1) -> None:
         """Add to a counter of a model, and of the host."""
-        self.by_namespace.setdefault(namespace, Counter())[name] += by
+        counters = self.by_namespace.get(namespace)
+        if counters is None:
+            counters = self.by_namespace[namespace] = Counter()
+        counters[name] += by
         self.counters[name] += by
 
     def entry_changed(self, meta: SegmentMeta, by: int, num_bytes: int) -> None:

@@ -62,6 +62,9 @@ class SegmentKind(IntEnum):
     LOGITS = 4
 
 
+_SUFFIXES = {kind: f".{kind.name.lower()}" for kind in SegmentKind}
+
+
 class SaveReason(IntEnum):
     """Why a segment was saved."""
 
@@ -164,7 +167,7 @@ def round_to_page(num_bytes: int) -> int:
 def file_name(key: bytes, kind: SegmentKind) -> str:
     """Path of a segment relative to its tier: sharded by the first key byte."""
     text = key.hex()
-    return f"{text[:2]}/{text}.{kind.name.lower()}"
+    return f"{text[:2]}/{text}{_SUFFIXES[kind]}"
 
 
 def parse_file_name(name: str) -> tuple[bytes, SegmentKind] | None:

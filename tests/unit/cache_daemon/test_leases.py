@@ -54,3 +54,20 @@ def test_the_ttl_ends_a_lease_and_says_that_it_proves_nothing():
     assert ended.by_ttl == [A] and ended.free == []
     assert leases.expire(90.0).free == [A, B]
     assert len(leases) == 0
+
+
+def test_the_next_expiry_is_the_earliest_whatever_ended_before():
+    leases = table()
+    first = leases.grant("w1", [A], 0.0)
+    leases.grant("w2", [B], 5.0)
+    assert leases.next_expiry() == 60.0
+    leases.release(first, "w1")
+    assert leases.next_expiry() == 65.0
+    leases.grant("w3", [A], 10.0)
+    leases.owner_died("w3", 12.0)
+    leases.grant("w4", [A, B], 13.0)
+    assert leases.next_expiry() == 42.0
+    leases.owner_died("w4", 20.0)  # holds A again, for longer
+    assert leases.next_expiry() == 50.0
+    leases.expire(50.0)
+    assert leases.next_expiry() == 65.0
