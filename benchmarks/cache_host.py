@@ -11,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from benchmarks.cache_rows import SPACE
+from benchmarks.cache_rows import BLOCK_TOKENS, SPACE
 from benchmarks.setting import ROOT
 from cache_daemon.settings import plan_tiers
 from erllama_host.config import Paths, load_config
@@ -76,6 +76,7 @@ class CacheBench:
             incarnation=os.urandom(4).hex(),
             namespace=SPACE.root,
             tier="ram",
+            block_tokens=BLOCK_TOKENS,
             on_wake=lambda: None,
             timeout_s=10.0,
             log=Log("cache-client", "error"),

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from benchmarks.cache_rows import SPACE, SyntheticRow
+from benchmarks.cache_rows import BLOCK_TOKENS, SPACE, SyntheticRow
 from erllama_host.process import die_with_parent
 from workers.kv_store import KvStore
 from workers.kv_types import SegmentSpec
@@ -21,6 +21,7 @@ def main() -> None:
         incarnation=os.urandom(4).hex(),
         namespace=SPACE.root,
         tier="ram",
+        block_tokens=BLOCK_TOKENS,
         on_wake=lambda: None,
         timeout_s=10.0,
     )

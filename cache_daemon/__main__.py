@@ -19,7 +19,7 @@ from cache_daemon.entries import TierSpec
 from cache_daemon.service import CacheService
 from cache_daemon.settings import plan_tiers
 from cache_daemon.tiers.directory import TierBusy, TierDirectory
-from erllama_host.config import CacheConfig, Config, Paths, find_paths, load_config
+from erllama_host.config import CacheConfig, Paths, find_paths, load_config, longest_stop_s
 from erllama_host.errors import ConfigError
 from erllama_host.ids import new_incarnation
 from erllama_host.observability import Log
@@ -29,7 +29,7 @@ from erllama_host.transport.sockets import router
 
 LOCK_WAIT_S = 60.0
 LOCK_POLL_S = 0.05
-DEFAULT_STOP_GRACE_S = 35.0
+LEAST_STOP_GRACE_S = 35.0
 OOM_SCORE = -200
 WATCHER = "cache"
 
@@ -43,19 +43,18 @@ def main() -> int:
         config = load_config(paths.config_file)
         paths.prepare()
         log = Log("cache", config.host.log_level)
-        return _run(paths, config.cache, log, stop_grace_s(config))
+        return _run(paths, config.cache, log)
     except ConfigError as error:
         Log("cache").error("bad_config", why=error.message)
         return ExitCode.BAD_CONFIG
 
 
-def stop_grace_s(config: Config) -> float:
-    """How long the daemon waits for workers to leave: the longest of their shutdown saves, and five seconds."""
-    saves = [model.evict_save_timeout_s for model in config.models.values()]
-    return max([DEFAULT_STOP_GRACE_S, *(save + 5.0 for save in saves)])
+def stop_grace_s(paths: Paths) -> float:
+    """How long the daemon waits for workers to leave: as long as the slowest of those that run now may take."""
+    return max(LEAST_STOP_GRACE_S, longest_stop_s(paths))
 
 
-def _run(paths: Paths, config: CacheConfig, log: Log, grace_s: float) -> int:
+def _run(paths: Paths, config: CacheConfig, log: Log) -> int:
     lock_fd = _take_lock(paths, log)
     if lock_fd is None:
         return ExitCode.CRASHED
@@ -69,7 +68,7 @@ def _run(paths: Paths, config: CacheConfig, log: Log, grace_s: float) -> int:
     socket.bind(paths.ipc("cache.sock"))
     service = CacheService(catalog, tiers, socket, log, incarnation=new_incarnation(time.time_ns()))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.stop(grace_s))
+        signal.signal(number, lambda *_: service.stop(stop_grace_s(paths)))
     # By the daemon itself: whoever asks it now and then may miss a life that is short, and three lives that were never ready
     # are one too many for the supervisor.
     notes.mark_ready(paths.run, WATCHER, os.getpid())

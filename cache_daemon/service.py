@@ -231,6 +231,16 @@ class CacheService:
     # ---- workers -------------------------------------------------------------------------------------------------
 
     def _register(self, routing: bytes, hello: m.WorkerRegister, now: float) -> Any:
+        own = self.catalog.settings.block_tokens
+        if hello.block_tokens != own:
+            self._log.rate_limited(
+                "worker_refused", model=hello.model_id, its_block_tokens=hello.block_tokens, own_block_tokens=own
+            )
+            why = (
+                f"the cache daemon has blocks of {own} tokens, this worker of {hello.block_tokens}: cache.block_tokens was changed"
+                " while the host was up; restart the host"
+            )
+            return m.Registered(daemon=self._incarnation, refused=why)
         if hello.tier not in self.catalog.holdings.stocks:
             self._log.warning("tier_not_there", model=hello.model_id, tier=hello.tier, instead="ram")
             hello = msgspec.structs.replace(hello, tier="ram")

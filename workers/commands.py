@@ -180,7 +180,7 @@ class EngineSnapshot:
     """What the engine is doing; a new one is published by reference after every tick, so that reading needs no lock.
 
     Attributes:
-        phase: `idle`, `prefilling`, `generating`.
+        phase: `idle`, `prefilling`, `generating`. cache_refused: why the cache daemon does not take this model; empty if it does.
     """
 
     phase: str = "idle"
@@ -191,4 +191,5 @@ class EngineSnapshot:
     tokens_per_s: float = 0.0
     prefill_tokens_per_s: float = 0.0
     last_cache_hit: str | None = None
+    cache_refused: str = ""
     counters: dict[str, float] = field(default_factory=dict)

@@ -29,6 +29,8 @@ from erllama_host.protocol.inference import ErrorBody
 from erllama_host.transport.sockets import connection_monitor, dealer, is_up, receive, send
 
 HELLO_INTERVAL_S = 0.05
+REFUSED_INTERVAL_S = 5.0
+"""A daemon that has refused us may be replaced by one that does not."""
 PING_INTERVAL_S = 0.5
 AWAY_AFTER_S = 3.0
 OWN_GAP_S = 1.0
@@ -67,6 +69,8 @@ class DaemonLink:
         self._last_tick_s = time.monotonic()
         self._unanswered_since_s: float | None = None
         self.registered: m.Registered | None = None
+        self.refused = ""
+        """Why the daemon does not take us; empty while it does, or is away."""
         self.on_forget: Callable[[m.Forget], None] = _ignore
         self.on_replaced: Callable[[], None] = _do_nothing
         """Called when another daemon than before has taken the registration."""
@@ -179,12 +183,22 @@ class DaemonLink:
     def _welcomed(self, body: m.Registered | None) -> None:
         if body is None:
             return
+        if body.refused:
+            self._refused(body.refused)
+            return
+        self.refused = ""
         self.registered = body
         self._next_ping_s = 0.0
         if self._daemon and body.daemon != self._daemon:
             self.on_replaced()
         self._daemon = body.daemon
         self._log.info("cache_registered", daemon=body.daemon)
+
+    def _refused(self, why: str) -> None:
+        if why != self.refused:
+            self._log.error("cache_refused", why=why)
+        self.refused = why
+        self._next_hello_s = self._last_tick_s + REFUSED_INTERVAL_S
 
     def _lost(self) -> None:
         """The daemon does not know us (any more), or the connection is gone: nothing sent before will be answered."""

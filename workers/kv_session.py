@@ -66,11 +66,16 @@ class KvSession:
 
     def gate(self, num_tokens: int) -> str | None:
         """Why rows of this length have nothing to do with the store; None where they do."""
-        if self._backend.kv_mode is KvMode.UNCACHED:
+        if self._backend.kv_mode is KvMode.UNCACHED or self.refused:
             return "uncached_model"
         if self._restorer is None or not self._policy.enabled or num_tokens < self._policy.min_tokens:
             return "gated"
         return None
+
+    @property
+    def refused(self) -> str:
+        """Why the cache daemon does not take this model, if so: then it goes without a cache."""
+        return self.store.refused if self.store is not None else ""
 
     def _saves_while_prefilling(self, request: Request) -> bool:
         return self._policy.cold_min_tokens <= request.num_prompt <= self._policy.cold_max_tokens

@@ -68,6 +68,7 @@ class KvStore:
         incarnation: str,
         namespace: bytes,
         tier: str,
+        block_tokens: int,
         on_wake: Callable[[], None],
         timeout_s: float = DEFAULT_TIMEOUT_S,
         log: Log | None = None,
@@ -78,13 +79,19 @@ class KvStore:
             endpoint: `ipc://…/cache.sock`. Nothing needs to listen there yet.
             namespace: root key of the model without adapters (32 bytes).
             tier: name of the tier that this model's rows must reach.
+            block_tokens: as configured; the daemon refuses a worker that has another one than itself.
             on_wake: called in the I/O thread whenever a Pending was resolved; must only set a flag or wake a poller.
             timeout_s: default deadline of a call.
         """
         self.model_id = model_id
         self.namespace = namespace
         self._hello = m.WorkerRegister(
-            model_id=model_id, pid=os.getpid(), incarnation=incarnation, namespace=namespace, tier=tier
+            model_id=model_id,
+            pid=os.getpid(),
+            incarnation=incarnation,
+            namespace=namespace,
+            tier=tier,
+            block_tokens=block_tokens,
         )
         self._log = log or Log("cache-client")
         self._timeout_s = timeout_s
@@ -96,6 +103,7 @@ class KvStore:
         self._wakeup = Wakeup()
         self._failure: BaseException | None = None
         self._connected = False
+        self._refused = ""
         self._stop_by_s: float | None = None
         self._is_closed = False
         io = _Io(endpoint, self._hello, self._log, self._counters, self._finished, self._wakeup)
@@ -192,6 +200,11 @@ class KvStore:
         """Whether the daemon knows this worker and has answered lately."""
         return self._connected
 
+    @property
+    def refused(self) -> str:
+        """Why the daemon does not take this worker, in words; empty while it does, or is away."""
+        return self._refused
+
     def counters(self) -> dict[str, int | float]:
         """A snapshot of the client's counters, by name."""
         return dict(self._counters)
@@ -239,7 +252,7 @@ class KvStore:
         try:
             while self._stop_by_s is None:
                 io.round(self._commands)
-                self._connected = io.link.connected
+                self._connected, self._refused = io.link.connected, io.link.refused
             self._connected = False
             io.close(self._stop_by_s)
         except BaseException as error:  # noqa: BLE001  # raised in the engine thread by its next call
@@ -300,6 +313,7 @@ class _Io:
             incarnation=hello.incarnation,
             namespace=hello.namespace,
             tier=hello.tier,
+            block_tokens=hello.block_tokens,
             mapped=mapped,
         )
 

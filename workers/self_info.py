@@ -94,7 +94,8 @@ def _of_model(model: LoadedModel) -> dict[str, object]:
 
 def _of_snapshot(snapshot: EngineSnapshot) -> dict[str, object]:
     counters = snapshot.counters
-    return {
+    uncached = {"kv_mode": "uncached", "kv_reason": snapshot.cache_refused} if snapshot.cache_refused else {}
+    return uncached | {
         "queue_depth": snapshot.queued,
         "used_cells": snapshot.used_cells,
         "live_cells": snapshot.live_cells,

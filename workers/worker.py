@@ -163,6 +163,7 @@ class Worker:
             incarnation=self._incarnation,
             namespace=namespace,
             tier=self._tier,
+            block_tokens=self._cache.block_tokens,
             on_wake=wake,
             timeout_s=self._cache.call_timeout_ms / 1e3,
             log=self._log,

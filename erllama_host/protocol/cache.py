@@ -37,6 +37,7 @@ class WorkerRegister(_Body, frozen=True):
     Attributes:
         namespace: root key of its model without adapters, 32 bytes.
         tier: name of the tier its rows must reach.
+        block_tokens: into blocks of how many tokens it cuts rows; the daemon must have the same.
         mapped: files it still reads or writes, so that their bytes are counted although a replaced daemon forgot why.
     """
 
@@ -45,13 +46,15 @@ class WorkerRegister(_Body, frozen=True):
     incarnation: str
     namespace: bytes
     tier: str
+    block_tokens: int
     mapped: list[FileId] = []
 
 
 class Registered(_Body, frozen=True):
-    """Reply to `k.hello`. `daemon`: its incarnation."""
+    """Reply to `k.hello`. `daemon`: its incarnation. `refused`: why it does not take this worker, which then goes without a cache."""
 
     daemon: str
+    refused: str = ""
 
 
 class Lookup(_Body, frozen=True):

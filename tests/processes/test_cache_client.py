@@ -150,3 +150,17 @@ def test_a_crash_of_the_io_thread_is_raised_in_the_engine(host):
         store.lookup(ROW.query())
     assert not store.connected
     store._failure = None  # so that it can be closed
+
+
+def test_a_worker_with_another_block_length_is_told_why_it_goes_without_a_cache():
+    with CacheHost() as host:
+        store = host.store(block_tokens=256, wait=False)
+        wait_until(lambda: store.refused, "the refusal")
+        assert "blocks of 16 tokens, this worker of 256" in store.refused and "restart the host" in store.refused
+        assert not store.connected and host.call("stats")["workers"] == []
+        assert "worker_refused" in host.log_path.read_text()
+        assert store.lookup(ROW.query()).wait().miss_reason is MissReason.DAEMON_AWAY
+        host.kill()
+        host.paths.config_file.write_text("[cache]\nblock_tokens = 256\nram_budget_bytes = 8000000\n")
+        host.start()
+        wait_until(lambda: store.connected and not store.refused, "the registration with a daemon of the same length")

@@ -7,6 +7,7 @@ import pytest
 from tests.support.cache_host import CacheHost, wait_until
 from tests.support.engines import Harness
 
+pytestmark = pytest.mark.process
 PROMPT = "the quick brown fox jumps over the lazy dog, again and again, until it is tired"
 
 

@@ -86,7 +86,7 @@ class CacheHost:
 
     def store(self, model: str = "tiny", tier: str = "ram", wait: bool = True, **options: Any) -> KvStore:
         """A worker's client in this process."""
-        fields = {"namespace": SPACE.root, "on_wake": lambda: None, "timeout_s": 10.0, **options}
+        fields = {"namespace": SPACE.root, "on_wake": lambda: None, "timeout_s": 10.0, "block_tokens": 16, **options}
         store = KvStore(
             endpoint=cache_endpoint(self.paths.run),
             model_id=model,

@@ -145,6 +145,8 @@ class MemoryStore:
     def flush(self, deadline_s):
         return not self.away
 
+    refused = ""
+
     @property
     def connected(self):
         return not self.away

@@ -44,7 +44,12 @@ class Writer:
     def run(self, first_token: int) -> None:
         meta = Row([first_token, *range(BLOCK - 1)]).blocks()[0]
         hello = m.WorkerRegister(
-            model_id="child", pid=os.getpid(), incarnation=os.urandom(4).hex(), namespace=SPACE.root, tier="ram"
+            model_id="child",
+            pid=os.getpid(),
+            incarnation=os.urandom(4).hex(),
+            namespace=SPACE.root,
+            tier="ram",
+            block_tokens=BLOCK,
         )
         self.ask("k.hello", hello)
         reserved = self.ask("k.reserve", m.Reserve(segments=[_wanted(SegmentSpec(meta, PAYLOAD_BYTES))])).outcomes[0]

@@ -95,7 +95,7 @@ def await_registration(store: KvStore | None) -> None:
     The connection was begun before the self-check, so there is mostly nothing to wait for.
     """
     deadline = time.monotonic() + REGISTRATION_WAIT_S
-    while store is not None and not store.connected and time.monotonic() < deadline:
+    while store is not None and not (store.connected or store.refused) and time.monotonic() < deadline:
         time.sleep(REGISTRATION_POLL_S)
 
 

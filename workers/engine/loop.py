@@ -273,5 +273,6 @@ class Serving:
             tokens_per_s=core.rates.tokens_per_s,
             prefill_tokens_per_s=1 / core.rates.prefill_row_s if core.rates.prefill_row_s else 0.0,
             last_cache_hit=core.last_cache_hit,
+            cache_refused=core.kv.refused,
             counters=counters,
         )

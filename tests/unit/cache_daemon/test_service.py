@@ -6,13 +6,16 @@ import subprocess
 import sys
 import threading
 
+import msgspec
 import pytest
 import zmq
 
+from cache_daemon.__main__ import stop_grace_s
 from cache_daemon.catalog import Catalog, CatalogSettings
 from cache_daemon.entries import TierSpec
 from cache_daemon.service import CacheService
 from cache_daemon.tiers.directory import TierDirectory
+from erllama_host.config import ModelConfig, ModelSpec, Paths
 from erllama_host.ids import new_routing_id
 from erllama_host.kv.segment import file_name
 from erllama_host.observability import Log
@@ -77,7 +80,7 @@ class Worker:
         self.socket = dealer(daemon.context, new_routing_id())
         self.socket.connect("inproc://cache")
         hello = m.WorkerRegister(
-            model_id="m", pid=pid, incarnation=os.urandom(4).hex(), namespace=SPACE.root, tier=tier
+            model_id="m", pid=pid, incarnation=os.urandom(4).hex(), namespace=SPACE.root, tier=tier, block_tokens=BLOCK
         )
         assert self.ask("k.hello", hello).daemon == "one"
 
@@ -176,3 +179,12 @@ def test_verifying_keeps_only_what_it_looks_at_from_being_evicted(daemon, slow_v
     slow_verifier.set()
     assert client.answer() == {"checked_files": 4, "corrupt_files": 0}
     assert not len(daemon.catalog.leases)
+
+
+def test_a_daemon_that_is_told_to_stop_waits_for_the_slowest_save_of_the_models_that_run(tmp_path):
+    paths = Paths(tmp_path / "home", tmp_path / "run", tmp_path / "erllama.toml")
+    paths.prepare()
+    assert stop_grace_s(paths) == 35.0
+    spec = ModelSpec(model_id="slow", load_id="1", config=ModelConfig(evict_save_timeout_s=100.0))
+    paths.spec_file("slow").write_bytes(msgspec.json.encode(spec))
+    assert stop_grace_s(paths) == 105.0

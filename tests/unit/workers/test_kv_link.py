@@ -12,7 +12,7 @@ from erllama_host.protocol import PROTOCOL_VERSION, Envelope, decode_envelope, e
 from erllama_host.protocol import cache as m
 from erllama_host.protocol.envelope import encode_body
 from erllama_host.transport.sockets import router
-from workers.kv_link import DaemonLink
+from workers.kv_link import REFUSED_INTERVAL_S, DaemonLink
 
 BOUND_MS = 20_000
 NOW = 0.0
@@ -26,7 +26,7 @@ def endpoint(tmp_path_factory):
 
 @pytest.fixture
 def link(endpoint):
-    hello = m.WorkerRegister(model_id="tiny", pid=1, incarnation="a", namespace=bytes(32), tier="ram")
+    hello = m.WorkerRegister(model_id="tiny", pid=1, incarnation="a", namespace=bytes(32), tier="ram", block_tokens=16)
     link = DaemonLink(endpoint, lambda: hello, Log("test", stream=io.StringIO()))
     yield link
     link.close()
@@ -51,15 +51,19 @@ def connection_changes(link: DaemonLink) -> None:
 def welcome(link: DaemonLink, socket: zmq.Socket[bytes], incarnation: str) -> None:
     connection_changes(link)
     link.tick(NOW)
+    answer_hello(link, socket, m.Registered(daemon=incarnation))
+    assert link.connected
+
+
+def answer_hello(link: DaemonLink, socket: zmq.Socket[bytes], answer: m.Registered) -> None:
     assert socket.poll(BOUND_MS), "a hello comes with the connection"
     peer, frame, _ = socket.recv_multipart()
     envelope = decode_envelope(frame)
     assert envelope.kind == "k.hello"
     reply = Envelope(PROTOCOL_VERSION, "reply", envelope.ref)
-    socket.send_multipart([peer, encode_envelope(reply), encode_body(m.Registered(daemon=incarnation))])
+    socket.send_multipart([peer, encode_envelope(reply), encode_body(answer)])
     assert link.socket.poll(BOUND_MS)
     link.read()
-    assert link.connected
 
 
 def test_a_daemon_that_died_is_missed_at_once_and_greeted_when_it_is_back(link, endpoint):
@@ -76,3 +80,18 @@ def test_a_daemon_that_died_is_missed_at_once_and_greeted_when_it_is_back(link, 
     with daemon(endpoint) as socket:
         welcome(link, socket, "second")
     assert replaced == [True]
+
+
+def test_a_daemon_that_refuses_us_is_asked_again_now_and_then_and_may_change_its_mind(link, endpoint):
+    with daemon(endpoint) as socket:
+        connection_changes(link)
+        link.tick(NOW)
+        answer_hello(link, socket, m.Registered(daemon="one", refused="blocks of another length"))
+        assert (link.refused, link.connected) == ("blocks of another length", False)
+        answers = []
+        link.call("k.ping", None, answers.append)
+        assert answers == [None], "nothing is asked of it"
+        assert link.tick(NOW + 1.0) == NOW + REFUSED_INTERVAL_S and not socket.poll(0)
+        link.tick(NOW + REFUSED_INTERVAL_S)
+        answer_hello(link, socket, m.Registered(daemon="two"))
+        assert (link.refused, link.connected) == ("", True)

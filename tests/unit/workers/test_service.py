@@ -188,6 +188,9 @@ def test_status_and_info_come_from_the_snapshot(shared):
     assert info.resident_bytes > 0 and info.kv_mode == "segments" and info.has_chat_template
     beat = shared.controller.expect("w.beat", where=lambda beat: beat.status == "generating")
     assert beat.busy_for_s == 0 and beat.counters == {"hits_live": 2, "misses": 1}
+    shared.engine.snapshot = EngineSnapshot(cache_refused="blocks of another length")
+    info = shared.controller.call("worker_info")
+    assert (info.kv_mode, info.kv_reason) == ("uncached", "blocks of another length")
     shared.engine.snapshot = EngineSnapshot()
 
 

@@ -489,3 +489,15 @@ def test_a_row_that_is_stored_but_has_no_room_is_refused_like_any_other():
     harness.settle()
     assert store.num_leases == 0 and harness.drift() == []
     assert harness.run(PROMPT[:40], max_tokens=4).cache.read_tokens == 39
+
+
+def test_a_model_that_the_daemon_refuses_runs_uncached_and_says_why():
+    store = MemoryStore(BLOCK)
+    store.refused = "blocks of another length"
+    harness = engine(store)
+    end = harness.run(PROMPT, max_tokens=4)
+    assert (end.cache.miss_reason, end.finish_key) == ("uncached_model", None)
+    harness.tick()
+    assert harness.snapshots[-1].cache_refused == "blocks of another length"
+    store.refused = ""
+    assert harness.run(PROMPT, max_tokens=4).finish_key is not None
