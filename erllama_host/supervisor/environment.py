@@ -16,7 +16,6 @@ from typing import Any
 from erllama_host.config import Config, Paths, find_paths, load_config
 from erllama_host.errors import ConfigError
 from erllama_host.process import ExitCode
-from erllama_host.transport.curve import check_remote
 
 START_FD = "ERLLAMA_START_FD"
 """The parent's end of the pipe by which `start_host` learns of its lock, and of its failure."""
@@ -59,6 +58,8 @@ def fill_in_environment() -> None:
         if UP_ID not in os.environ:
             # By hand. Under `erllama up` this was checked before; a circusd that is started again must not fail for a key that
             # was removed since.
+            from erllama_host.transport.curve import check_remote  # asyncio and zmq: not for the small parent
+
             check_remote(paths, config)
     except ConfigError as error:
         sys.stderr.write(f"{error.message}\n")

@@ -38,6 +38,7 @@ def test_the_package_itself_imports_almost_nothing() -> None:
         ("workers.worker", {"llama_cpp", "asyncio", "jinja2", "circus", "tomllib", "tempfile"}),
         ("workers.backend.llama.backend", {"jinja2", "diskcache", "multiprocessing", "llama_cpp.llama"}),
         ("cache_daemon.__main__", {"numpy", "asyncio", "psutil"}),
+        ("erllama_host.supervisor.__main__", {"zmq", "asyncio", "circus"}),
         ("erllama_host.controller.__main__", {"numpy", "llama_cpp", "circus", "tornado", "workers"}),
     ],
 )
