@@ -18,7 +18,7 @@ from erllama_host.protocol.kinds import HOST_KINDS, MODEL_KINDS
 
 T = TypeVar("T")
 
-ONCE = frozenset({"restart", "load_adapter", "drain"})
+ONCE = frozenset({"restart", "load_adapter", "fork", "drain"})
 """Kinds that are not sent again: doing them twice is not the same as doing them once."""
 _RETRY_S = 0.5
 _MAX_RETRY_S = 5.0

@@ -75,14 +75,18 @@ def test_it_is_sent_again_when_its_answer_may_be_lost(lost):
     assert state.on_event(Moved(incarnation=""), 1.0) == []
 
 
-@pytest.mark.parametrize("kind", sorted(ONCE))
-def test_what_must_not_happen_twice_is_not_sent_again(kind):
-    calls = {
-        "restart": host_calls.restart("tiny", True),
-        "load_adapter": model_calls.load_adapter("tiny", "/x", 1.0, True),
-        "drain": host_calls.drain(1.0),
-    }
-    state, _ = started(calls[kind])
+@pytest.mark.parametrize(
+    "call",
+    [
+        host_calls.restart("tiny", True),
+        model_calls.load_adapter("tiny", "/x", 1.0, True),
+        model_calls.fork("tiny", "a", "b"),  # the second would find that the copy exists, or make another
+        host_calls.drain(1.0),
+    ],
+    ids=lambda call: call.kind,
+)
+def test_what_must_not_happen_twice_is_not_sent_again(call):
+    state, _ = started(call)
     assert isinstance(state.on_online(1.0)[0].error, HostUnavailable)
 
 
