@@ -238,9 +238,10 @@ class Keeper:
     # ---- inside --------------------------------------------------------------------------------------------------
 
     async def _bring_up(self, model: Model, restart: bool = False) -> None:
-        """Start (or restart) the worker; hold a load slot until the outcome is known."""
+        """Start the worker, and hold a load slot until the outcome is known. A restart needs none: the model is refused already, and
+        what it takes is what the one before gives back."""
         self._starting.add(model.model_id)
-        async with self._slots:
+        async with contextlib.nullcontext() if restart else self._slots:
             try:
                 async with self._lock(model.model_id):
                     if model.state not in SHOULD_RUN or self._world.models.find(model.model_id) is not model:

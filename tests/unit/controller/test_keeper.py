@@ -27,7 +27,7 @@ class Circus:
     """Starts nothing; says the pid that a test gives."""
 
     def __init__(self):
-        self.watchers = {}
+        self.watchers, self.restarted = {}, []
         self.graceful_timeouts = {}
 
     async def statuses(self):
@@ -42,6 +42,9 @@ class Circus:
 
     async def set_graceful_timeout(self, watcher, seconds):
         self.graceful_timeouts[watcher] = seconds
+
+    async def restart_watcher(self, watcher, timeout_s):
+        self.restarted.append(watcher)
 
     async def remove(self, watcher, timeout_s):
         self.watchers.pop(watcher, None)
@@ -195,6 +198,22 @@ async def test_a_model_that_is_used_again_by_then_is_not_let_go(world, keeper, i
     model.last_used = time.monotonic() - idle_s
     await keeper.let_go(model, "unused")
     assert model.state is state
+
+
+async def test_a_restart_does_not_wait_for_loads(tmp_path):
+    """It is refused from the moment it is asked for; a load of minutes by another model must not stretch that."""
+    world = World(tmp_path, "[host]\nload_at_once = 1\n")
+    keeper = Keeper(world)
+    await serving(world, keeper)
+    slow = await keeper.load("slow", STUB, "")
+    await until(lambda: "model:slow" in world.circus.watchers)
+    model = await keeper.restart("tiny")
+    await until(lambda: world.circus.restarted == ["model:tiny"])
+    keeper.ready(model, "2")
+    await asyncio.wait_for(keeper.outcome(model), 20)
+    assert (model.state, slow.state) == (State.READY, State.LOADING)
+    await keeper.close()
+    world.journal.close()
 
 
 async def test_a_repeated_request_finds_its_load(world, keeper):
