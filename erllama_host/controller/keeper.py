@@ -238,8 +238,10 @@ class Keeper:
     # ---- inside --------------------------------------------------------------------------------------------------
 
     async def _bring_up(self, model: Model, restart: bool = False) -> None:
-        """Start the worker, and hold a load slot until the outcome is known. A restart needs none: the model is refused already, and
-        what it takes is what the one before gives back."""
+        """Start the worker, and hold a load slot until the outcome is known.
+
+        A restart needs none: the model is refused already, and what it takes is what the one before gives back.
+        """
         self._starting.add(model.model_id)
         async with contextlib.nullcontext() if restart else self._slots:
             try:

@@ -44,6 +44,10 @@ class Links:
         """Clients that lately sent something to a model, the latest last: whom to tell when its worker changes."""
         return list(self._peers.get(model_id, ()))
 
+    def forget_peer(self, model_id: str, peer: bytes) -> None:
+        """The client is gone, or does not read; it is known again when it sends something."""
+        self._peers.get(model_id, OrderedDict()).pop(peer, None)
+
     def forget_peers(self, model_id: str) -> None:
         """The model is no more."""
         self._peers.pop(model_id, None)

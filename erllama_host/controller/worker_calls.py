@@ -72,7 +72,8 @@ async def evict(world: World, model: Model) -> Evicted:
 
 
 def tell_moved(world: World, model_id: str, incarnation: str) -> None:
-    """Hint to clients that the worker of a model has ended (no incarnation) or that another serves."""
+    """Hint to clients that the worker of a model has ended (no incarnation) or that another serves; forget those that are gone."""
     body = msgspec.msgpack.encode(Moved(incarnation=incarnation))
     for peer in world.links.peers(model_id):
-        world.front.send(peer, "moved", "", body, model_id)
+        if not world.front.send(peer, "moved", "", body, model_id):
+            world.links.forget_peer(model_id, peer)

@@ -6,7 +6,7 @@ READ_BYTES = 4096
 
 
 class Wakeup:
-    """A non-blocking pipe. `set` from anywhere; `clear` and `close` by its owner."""
+    """A non-blocking pipe. `set` from anywhere, also after the end; `clear` and `close` by its owner."""
 
     def __init__(self) -> None:
         self.fd, self._write_fd = os.pipe()
@@ -14,7 +14,11 @@ class Wakeup:
         os.set_blocking(self._write_fd, False)
 
     def set(self) -> None:
-        """Wake the poller; harmless when it is about to wake already."""
+        """Wake the poller; harmless when it is about to wake already, and when there is none any more."""
+        if (
+            self._write_fd < 0
+        ):  # a signal at the very end must not end in an error, nor in a file that has the number now
+            return
         try:
             os.write(self._write_fd, b"\0")
         except BlockingIOError:
@@ -30,5 +34,6 @@ class Wakeup:
 
     def close(self) -> None:
         """Close both ends."""
-        os.close(self.fd)
-        os.close(self._write_fd)
+        ends, self.fd, self._write_fd = (self.fd, self._write_fd), -1, -1
+        for end in ends:
+            os.close(end)

@@ -1,6 +1,9 @@
 """Two incarnations of one model never both serve."""
 
+from types import SimpleNamespace
+
 from erllama_host.controller.links import MAX_PEERS, Links
+from erllama_host.controller.worker_calls import tell_moved
 from erllama_host.protocol.link import WorkerHello
 
 
@@ -41,6 +44,23 @@ def test_peers_are_kept_over_workers_and_bounded():
     assert (0).to_bytes(4, "big") not in peers
     links.forget_peers("tiny")
     assert links.peers("tiny") == []
+
+
+def test_a_client_that_is_gone_is_told_once_in_vain():
+    """Else every restart would count all clients of the last weeks as messages that were dropped."""
+    links, asked = Links(), []
+    for peer in (b"here", b"gone"):
+        links.saw("tiny", peer)
+
+    def send(peer, kind, ref, body, model):
+        asked.append(peer)
+        return peer == b"here"
+
+    world = SimpleNamespace(links=links, front=SimpleNamespace(send=send))
+    tell_moved(world, "tiny", "1")
+    tell_moved(world, "tiny", "2")
+    tell_moved(world, "other", "3")
+    assert asked == [b"here", b"gone", b"here"]
 
 
 def test_the_list_of_the_fenced_is_bounded():

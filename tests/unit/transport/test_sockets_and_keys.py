@@ -1,6 +1,7 @@
 """Sockets that never block and never drop in silence; the pump; keys and their files."""
 
 import asyncio
+import select
 
 import pytest
 import zmq
@@ -13,6 +14,7 @@ from erllama_host.observability import Log
 from erllama_host.transport import curve
 from erllama_host.transport.pump import BATCH, Pump
 from erllama_host.transport.sockets import dealer, receive, router, send
+from erllama_host.transport.wakeup import Wakeup
 
 
 @pytest.fixture
@@ -111,6 +113,18 @@ async def test_a_handler_that_raises_does_not_hold_up_what_follows(context, shor
     assert seen == [b"good", b"last"] and len(raised) == 2
     pump.close()
     client.close()
+
+
+def test_a_wakeup_wakes_until_it_is_closed_and_is_harmless_afterwards():
+    """A signal handler may come at the very end."""
+    wakeup = Wakeup()
+    wakeup.set()
+    wakeup.set()
+    assert select.select([wakeup.fd], [], [], 20)[0]
+    wakeup.clear()
+    assert not select.select([wakeup.fd], [], [], 0)[0]
+    wakeup.close()
+    wakeup.set()
 
 
 def test_keys_are_made_listed_and_removed(tmp_path):
