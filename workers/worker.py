@@ -121,7 +121,7 @@ class Worker:
         return self._service.run(self._paths.ipc("workers.sock"))
 
     def leave(self, code: ExitCode) -> None:
-        """Give the engine a moment to free the model, and the socket one to send what is queued."""
+        """Give the engine a moment to end its requests, and the socket one to send what is queued."""
         if self._engine is not None and self._thread is not None and code is ExitCode.CLEAN and self._dispatcher.model:
             self._engine.post(Stop())
             self._engine.abort()

@@ -50,14 +50,14 @@ def test_the_next_life_goes_on_where_the_last_one_ended(kind, config, mode):
     first.settle()
     row = first.tokens(PROMPT) + list(cold.generated)
     longer = first.run([*row, *first.tokens(" go on")[1:]], max_tokens=8, ignore_eos=True)
-    first.serving.close()
+    first.close()
 
     second = engine(store, kind, **config)
     again = second.run(PROMPT, max_tokens=60, ignore_eos=True)
     second.settle()
     assert again.cache.kind == "exact" and again.stats.prefilled_tokens == 0
     assert again.generated == cold.generated
-    second.serving.close()
+    second.close()
 
     third = engine(store, kind, **config)
     end = third.run([*row, *third.tokens(" go on")[1:]], max_tokens=8, ignore_eos=True)
@@ -65,7 +65,7 @@ def test_the_next_life_goes_on_where_the_last_one_ended(kind, config, mode):
     assert end.generated == longer.generated
     third.settle()
     assert third.drift() == [] and store.num_leases == store.num_open == 0
-    third.serving.close()
+    third.close()
 
 
 @pytest.mark.parametrize(("kind", "config", "mode"), MODELS, ids=IDS)
@@ -74,7 +74,7 @@ def test_a_stream_whose_worker_died_goes_on_from_its_last_blocks(kind, config, m
     first = engine(store, kind, **config)
     whole = first.run(PROMPT, max_tokens=80, ignore_eos=True)
     first.settle()
-    first.serving.close()
+    first.close()
     second = engine(store, kind, **config)
     delivered = whole.generated[:50]
     end = second.run(PROMPT, max_tokens=80, ignore_eos=True, delivered=delivered, attempt=1)
@@ -82,7 +82,7 @@ def test_a_stream_whose_worker_died_goes_on_from_its_last_blocks(kind, config, m
     assert end.cache.read_tokens >= row_len // BLOCK * BLOCK - BLOCK
     assert end.generated[:50] == delivered and len(end.generated) == 80
     assert second.drift() == []
-    second.serving.close()
+    second.close()
 
 
 @pytest.mark.parametrize(("kind", "config", "mode"), MODELS, ids=IDS)
@@ -96,7 +96,7 @@ def test_branches_share_what_they_have_in_common(kind, config, mode):
         prefilled = sum(harness.end_of(ref).stats.prefilled_tokens for ref in refs)
         assert prefilled < len(prompts[0]) + 3 * 20, "the common part is computed once"
     assert harness.drift() == []
-    harness.serving.close()
+    harness.close()
 
 
 def test_real_adapters_change_answers_return_exactly_and_never_share_kv():
@@ -118,13 +118,13 @@ def test_real_adapters_change_answers_return_exactly_and_never_share_kv():
     harness.settle()
     assert len({stored.meta.root for stored in store.stored.values()}) == 2
     assert harness.drift() == []
-    harness.serving.close()
+    harness.close()
 
     later = engine(store, "attention")
     later.call("load_adapter", c.LoadAdapter(path=str(ggufs.tiny("lora")), scale=4.0))
     again = later.run(PROMPT, max_tokens=12, ignore_eos=True)
     assert again.cache.kind == "exact" and again.generated == with_one.generated
-    later.serving.close()
+    later.close()
 
 
 def test_an_embedding_model_embeds_and_refuses_the_rest():
@@ -137,4 +137,4 @@ def test_an_embedding_model_embeds_and_refuses_the_rest():
         harness.call("verify", c.Verify(tokens=texts[0], draft=texts[1]))
     assert harness.call("evict", c.Evict()).deferred is False
     assert harness.call("embed", EmbedTexts(texts)).vectors == result.vectors
-    harness.serving.close()
+    harness.close()

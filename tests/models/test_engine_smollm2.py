@@ -72,7 +72,7 @@ def test_cold_live_and_restored_runs_agree_and_an_exact_repeat_is_bit_identical(
     live = first.run(TEXT, max_tokens=16)
     assert cold.cache.kind == "cold" and live.cache.kind == "live" and live.stats.prefilled_tokens == 0
     first.settle()
-    first.serving.close()
+    first.close()
 
     second = engine(store, tmp_path)
     assert "earlier" in second.ready.kv_reason
@@ -89,7 +89,7 @@ def test_cold_live_and_restored_runs_agree_and_an_exact_repeat_is_bit_identical(
     assert logprobs[0] == logprobs[1] and len(logprobs[0]) == 16
     second.settle()
     assert store.num_leases == store.num_open == 0 and second.drift() == []
-    second.serving.close()
+    second.close()
 
 
 def test_a_branch_is_restored_exactly_up_to_where_it_diverges(store):
@@ -101,7 +101,7 @@ def test_a_branch_is_restored_exactly_up_to_where_it_diverges(store):
         assert end.cache.read_tokens == 70 and end.cache.kind == "partial"
     assert worst_margin(branch, end.generated) <= MARGIN
     assert harness.call("evict", c.Evict()).freed_bytes >= 0 and not harness.core.backend.has_context
-    harness.serving.close()
+    harness.close()
 
 
 def test_requests_in_company_say_what_they_say_alone():
@@ -113,7 +113,7 @@ def test_requests_in_company_say_what_they_say_alone():
     margins = [worst_margin(prompt, harness.end_of(ref).generated) for prompt, ref in zip(prompts, refs, strict=True)]
     assert max(margins) <= MARGIN, margins
     assert harness.drift() == []
-    harness.serving.close()
+    harness.close()
 
 
 def test_prompt_lookup_keeps_greedy_answers():
@@ -125,4 +125,4 @@ def test_prompt_lookup_keeps_greedy_answers():
     assert worst_margin(prompt, end.generated) <= MARGIN
     draft = c.Verify(tokens=np.array(prompt, "<u4").tobytes(), draft=np.array(end.generated[:8], "<u4").tobytes())
     assert harness.call("verify", draft).accepted >= 4
-    harness.serving.close()
+    harness.close()

@@ -172,5 +172,10 @@ class Harness:
     def answer_of(self, call_id):
         return next((one for one in self.reports if isinstance(one, Answer) and one.call_id == call_id), None)
 
+    def close(self):
+        """End it, and free the model: here the process goes on."""
+        self.serving.close()
+        self.core.backend.close()
+
     def drift(self):
         return self.core.pool.drift()

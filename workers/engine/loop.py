@@ -111,7 +111,7 @@ class Engine:
     # --- engine thread ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Load the model, serve until `Stop`, give everything back."""
+        """Load the model, serve until `Stop`, end what is left."""
         try:
             serving = self._load()
             if serving is not None:
@@ -184,13 +184,15 @@ class Serving:
         return moved or stepped
 
     def close(self) -> None:
-        """End what is left, and free the model."""
+        """End what is left, and say goodbye to the cache.
+
+        The model is not freed: the service's threads may be inside its vocabulary just now, and the process is about to end.
+        """
         core = self.core
         self._requests.end_all(core.parking or "shutdown")
         core.mailbox.announce()
         if core.kv.store is not None:
             core.kv.store.close(time.monotonic() + 1.0)
-        core.backend.close()
 
     # --- parts of a tick ----------------------------------------------------------------------------------------------
 

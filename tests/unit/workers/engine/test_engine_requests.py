@@ -307,7 +307,7 @@ def test_stop_leaves_the_loop_and_ends_what_is_left():
     harness.tick()
     harness.post(Stop())
     harness.serving.serve()
-    harness.serving.close()
+    harness.close()
     harness.reports += harness.mailbox.reports()
     assert harness.end_of(ref).cancel_reason == "shutdown"
 

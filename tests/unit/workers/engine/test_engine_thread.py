@@ -91,8 +91,11 @@ def test_an_engine_loads_serves_sleeps_and_stops():
     first = running.report(Finished)
     running.engine.post(request("two"))
     assert running.report(Finished).generated == first.generated
+    closed = []
+    ready.backend.close = lambda: closed.append("backend")
     running.stop()
     assert store.closed and "stopped" in list(running.said.queue)
+    assert not closed, "threads of the service may be inside its vocabulary"
 
 
 def test_a_load_that_fails_is_told_and_ends_the_thread():
