@@ -1,8 +1,9 @@
 """From any thread to the service loop: a queue whose other end is a file descriptor to poll."""
 
-import os
 from collections import deque
 from typing import Generic, TypeVar
+
+from erllama_host.transport.wakeup import Wakeup
 
 T = TypeVar("T")
 
@@ -12,34 +13,25 @@ class Inbox(Generic[T]):
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self._write_fd, False)
+        self._wakeup = Wakeup()
 
     def fileno(self) -> int:
         """Readable when `drain` has something; for pollers."""
-        return self._read_fd
+        return self._wakeup.fd
 
     def put(self, item: T) -> None:
         """Add an item and wake the reader. From any thread."""
         self._items.append(item)
-        self.wake()
+        self._wakeup.set()
 
     def wake(self) -> None:
         """Wake the reader without an item. Safe in a signal handler."""
-        try:
-            os.write(self._write_fd, b"\0")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
+        self._wakeup.set()
 
     def drain(self) -> list[T]:
         """Everything there, in order. Reader thread only."""
-        # The pipe is emptied before the queue: an item put in between leaves a byte, so the reader looks again.
-        try:
-            while len(os.read(self._read_fd, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        # Before the queue: an item put in between wakes the reader once more.
+        self._wakeup.clear()
         items = []
         while self._items:
             items.append(self._items.popleft())
@@ -47,5 +39,4 @@ class Inbox(Generic[T]):
 
     def close(self) -> None:
         """Close the descriptors; nothing may be put afterwards."""
-        os.close(self._read_fd)
-        os.close(self._write_fd)
+        self._wakeup.close()
