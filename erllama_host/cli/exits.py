@@ -19,7 +19,7 @@ from erllama_host.errors import (
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of `erllama`; the docstring of a member is its line in the documentation."""
+    """Exit codes of `erllama`; `MEANING` has their words."""
 
     OK = 0
     FAILED = 1

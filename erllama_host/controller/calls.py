@@ -1,6 +1,7 @@
 """The calls to the host: one method per kind of `HOST_KINDS`, each in its own task, all bounded."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from functools import cache
@@ -87,7 +88,7 @@ class HostCalls:
             version=erllama_host.__version__,
             protocol=PROTOCOL_VERSION,
             instance=world.paths.instance,
-            pid=views.own_pid(),
+            pid=os.getpid(),
             incarnation=world.incarnation,
             started_at=world.started_at,
             home=str(world.paths.home),

@@ -31,7 +31,7 @@ DEFAULT_CACHE_STOP_S = 40.0
 
 
 class Keeper:
-    """See the module. `on_death(pid)` of watched processes is deaths.py's."""
+    """See the module. `on_death(model, pid)`, for the ends of watched processes, is deaths.py's."""
 
     def __init__(self, world: World) -> None:
         self._world = world

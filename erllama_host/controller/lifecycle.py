@@ -138,10 +138,7 @@ class Models:
         Raises:
             AlreadyLoaded: the id is taken.
         """
-        if model.model_id in self._models:
-            raise AlreadyLoaded(
-                f"a model with the id {model.model_id!r} exists already; unload it or choose another id"
-            )
+        self.check_free(model.model_id)
         model.since = model.process_since = model.last_used = now
         self._models[model.model_id] = model
         return model

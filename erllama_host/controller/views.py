@@ -18,11 +18,6 @@ _HAS_WORKER = frozenset({State.READY, State.STOPPING})
 """States in which the figures of the last beat still are those of a process."""
 
 
-def own_pid() -> int:
-    """Of the controller."""
-    return os.getpid()
-
-
 def model_info(model: Model, now: float) -> ModelInfo:
     """Everything known of one model."""
     known = model.info or ModelInfo(model_id=model.model_id, backend=model.config.backend, path=model.config.path)

@@ -109,12 +109,13 @@ def probe_llama() -> dict[str, Any]:
 
 def backends_text(facts: dict[str, Any]) -> str:
     """`CPU (AVX2, FMA, ...)`, and whether layers can go to a GPU."""
-    flags = [
-        part.partition("=")[0].strip()
-        for part in facts["system"].replace(":", "|").split("|")
-        if part.strip().endswith("= 1")
-    ]
-    return f"{'GPU offload' if facts['gpu'] else 'CPU only'}; {', '.join(flags)}"
+    return f"{'GPU offload' if facts['gpu'] else 'CPU only'}; {', '.join(_built_with(facts['system']))}"
+
+
+def _built_with(system: str) -> list[str]:
+    """What llama.cpp's line of system information says is on: `CPU : AVX2 = 1 | AVX512 = 0 | …`."""
+    parts = system.replace(":", "|").split("|")
+    return [part.partition("=")[0].strip() for part in parts if part.strip().endswith("= 1")]
 
 
 def _check_gpu(facts: dict[str, Any]) -> Iterator[Finding]:
@@ -129,11 +130,7 @@ def _check_gpu(facts: dict[str, Any]) -> Iterator[Finding]:
 
 def check_cpu_flags(system: str, cpu: frozenset[str]) -> Iterator[Finding]:
     """The build uses the vector instructions that the CPU has."""
-    built = {
-        part.partition("=")[0].strip().upper()
-        for part in system.replace(":", "|").split("|")
-        if part.strip().endswith("= 1")
-    }
+    built = {name.upper() for name in _built_with(system)}
     unused = [name for flag, name in _CPU_FLAGS if flag in cpu and name not in built]
     if unused and unused != ["AVX512"]:
         yield Finding(

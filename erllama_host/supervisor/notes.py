@@ -6,7 +6,8 @@
                          from a late one
     controller.beat      by the controller, every second: its pid; circusd's hooks kill a controller that stops touching it
 
-`<name>` is the watcher's with `:` as `+`, which no model id contains. All files are replaced by rename: readers see a whole one.
+`<name>` is the watcher's with `:` as `+`, which no model id contains. All but the beat are replaced by rename, so that readers see
+a whole one.
 """
 
 import json
