@@ -15,7 +15,7 @@ from erllama_host.controller.service import Controller
 from erllama_host.errors import ConfigError
 from erllama_host.observability import Log
 from erllama_host.process import ExitCode, die_with_parent, set_oom_score
-from erllama_host.supervisor.state import hold, read_pid
+from erllama_host.supervisor.state import hold, keep_from_ageing, read_pid
 
 OLD_ONE_MAY_TAKE_S = 8.0
 OOM_SCORE = -500
@@ -39,6 +39,7 @@ def main() -> int:
     lock = _take_lock(paths.run / "controller.lock", log)
     if lock is None:
         return ExitCode.FENCED
+    keep_from_ageing(paths.run)
     try:
         asyncio.run(_serve(paths, config, log))
     except ConfigError as error:

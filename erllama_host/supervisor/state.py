@@ -62,6 +62,17 @@ def lock(path: Path, wait_s: float = 1.0) -> IO[str] | None:
     return file
 
 
+def keep_from_ageing(directory: Path) -> int:
+    """Hold a shared lock on a directory for the life of this process; its descriptor.
+
+    systemd-tmpfiles removes from the temp directory what nobody has touched for ten days: the spec of a worker that runs well. What
+    somebody has locked it leaves alone, with everything below it (tmpfiles.d(5), "Age").
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 def _try_lock(path: Path) -> IO[str] | None:
     """The locked file. Opened anew at every try: a holder removes it when it leaves, and a lock on what is not at `path` any more
     would keep nobody out."""

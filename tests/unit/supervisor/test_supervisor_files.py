@@ -1,6 +1,7 @@
 """Notes, pid files, beats, leftovers, circus.ini: what the supervisor keeps in files."""
 
 import configparser
+import fcntl
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from erllama_host.supervisor.leftovers import (
 )
 from erllama_host.supervisor.notes import ExitNote
 from erllama_host.supervisor.start import last_lines
-from erllama_host.supervisor.state import hold, host_state
+from erllama_host.supervisor.state import hold, host_state, keep_from_ageing
 
 ROOT = Path(__file__).parents[3]
 
@@ -134,6 +135,16 @@ def test_the_lock_of_a_process_that_is_still_leaving_stays(paths):
     assert [path.name for path in paths.run.iterdir()] == ["cache.lock"]
     assert hold(paths.run / "cache.lock", wait_s=0.05) is None
     lock.close()
+
+
+def test_a_run_directory_in_use_is_left_alone_by_whoever_tidies_the_temp_directory(paths):
+    """systemd-tmpfiles tries an exclusive lock on a directory before it removes what is old in it."""
+    in_use, tidying = keep_from_ageing(paths.run), os.open(paths.run, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(tidying, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(in_use)
+    fcntl.flock(tidying, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(tidying)
 
 
 def test_a_pid_that_is_somebody_elses_is_no_circusd(paths):
