@@ -33,6 +33,17 @@ def test_everything_that_is_copied_exists():
                 assert (ROOT / source).exists(), source
 
 
+def test_what_is_copied_is_what_the_build_is_sent():
+    sent = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    copied = [
+        source
+        for name, arguments in instructions()
+        if name == "COPY" and not arguments.startswith("--from")
+        for source in arguments.split()[:-1]
+    ]
+    assert sorted(sent) == sorted(copied)
+
+
 def test_every_package_of_the_project_is_copied():
     for package in ("erllama_host", "workers", "cache_daemon"):
         assert f"COPY {package} /src/{package}" in CONTAINERFILE
