@@ -90,9 +90,9 @@ def page(run: Run) -> str:
     """docs/benchmarks.md as text."""
     sections = [
         "# Benchmarks",
-        "This page is written by `make bench`, after `make bench-peers` with every peer. Ratios are what counts: everything compared ran side by side on one machine, "
-        "with the same prompts, threads, KV types and flash attention, interleaved, and medians are shown. Times to first token "
-        "run from the call to the first token read at the client.",
+        "This page is written by `make bench`, after `make bench-peers` with every peer. Ratios are what counts: everything "
+        "that is compared ran side by side on one machine, with the same prompts, threads, KV types and flash attention, "
+        "interleaved, and medians are shown. Times to first token run from the call to the first token read at the client.",
         summary(run) + ".",
         "## Where and with what",
         markdown(("", ""), list({**run.machine, **run.model, **run.versions, "date": run.date[:10]}.items())),
