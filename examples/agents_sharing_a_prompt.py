@@ -26,7 +26,7 @@ AGENTS = {
 def ask(model: Model, question: str) -> Completion:
     """One agent: the shared rules, then its own question."""
     prompt = f"{RULES}\n\nQuestion: {question}\nAnswer:"
-    return model.complete(prompt, max_tokens=16, stop="\n", session_id=None)
+    return model.complete(prompt, max_tokens=16, stop="\n")
 
 
 def main(model_id: str) -> None:

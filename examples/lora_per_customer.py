@@ -20,10 +20,9 @@ def main(model_id: str, *paths: str) -> None:
         customers = {Path(path).stem: [model.load_adapter(path)] for path in paths}
         try:
             for name, adapters in {"nobody in particular": [], **customers}.items():
+                model.prefill_only(LETTER, adapters=adapters)
                 done = model.complete(LETTER, max_tokens=16, adapters=adapters)
-                again = model.complete(LETTER, max_tokens=16, adapters=adapters)
-                assert again.text == done.text
-                print(f"{name}: {again.cache.read_tokens} tokens read again,{done.text!r}")
+                print(f"{name}: {done.cache.read_tokens} tokens of their own cache,{done.text!r}")
         finally:
             for adapters in customers.values():
                 model.unload_adapter(adapters[0])

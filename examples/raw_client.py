@@ -3,7 +3,7 @@
     python examples/raw_client.py [MODEL] [PROMPT]
 
 docs/internals/messages.md describes every message. This client asks who is there, tokenises, and streams one answer with credit and
-signs of life. It does not resume after a crash; the real client library shows how.
+signs of life. What it leaves out, such as a host that restarts, the client library shows.
 """
 
 import os
