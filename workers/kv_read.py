@@ -138,35 +138,42 @@ class Reader:
         self, result: LookupResult, lease: _Lease, reuse: Reuse, found: m.Found, deadline_s: float
     ) -> Iterator[None]:
         for segment in found.segments:
-            leased = yield from self._take(segment, lease, deadline_s)
-            if isinstance(leased, MissReason):
-                _cut(result, reuse, leased)
+            if not self._pool.has((segment.tier, segment.inode)):
+                yield  # mapping a file takes a while; most are mapped, and must not wait for other work
+            usable = self._take(segment, lease)
+            if segment.verify:
+                usable = yield from self._verified(usable, lease, deadline_s)
+            if isinstance(usable, MissReason):
+                _cut(result, reuse, usable)
                 return
-            result.segments.append(leased)
+            result.segments.append(usable)
         if found.logits is not None:
-            logits = yield from self._take(found.logits, lease, deadline_s)
+            logits = self._take(found.logits, lease)
+            if found.logits.verify:
+                logits = yield from self._verified(logits, lease, deadline_s)
             result.logits = logits if isinstance(logits, Leased) else None
 
-    def _take(
-        self, segment: m.FoundSegment, lease: _Lease, deadline_s: float
-    ) -> Generator[None, None, Leased | MissReason]:
-        """Map one segment, and verify it if nobody has; returns it, or why it cannot be used. Yields where that took a while."""
-        is_mapped = self._pool.has((segment.tier, segment.inode))
+    def _take(self, segment: m.FoundSegment, lease: _Lease) -> Leased | MissReason:
+        """Map one segment; returns it, or why it cannot be used."""
         leased = self._map(segment)
         if leased is None:
             lease.raced.append(m.SegmentId(segment.key, segment.kind))
             return MissReason.RACED
         lease.segments.append(leased)
-        if not is_mapped:
-            yield
-        if not segment.verify:
-            return leased
-        good = yield from _verify(leased, deadline_s)
+        return leased
+
+    def _verified(
+        self, taken: Leased | MissReason, lease: _Lease, deadline_s: float
+    ) -> Generator[None, None, Leased | MissReason]:
+        """Compare the payload checksum, since nobody has; returns the segment, or why it cannot be used."""
+        if isinstance(taken, MissReason):
+            return taken
+        good = yield from _verify(taken, deadline_s)
         if good is None:
             return MissReason.DAEMON_AWAY  # not in time
-        (lease.verified if good else lease.corrupt).append(leased.segment_id)
+        (lease.verified if good else lease.corrupt).append(taken.segment_id)
         self._counters["verified" if good else "corrupt"] += 1
-        return leased if good else MissReason.CORRUPT
+        return taken if good else MissReason.CORRUPT
 
     def _map(self, segment: m.FoundSegment) -> Leased | None:
         """None: the file is not (or not any more) what the daemon said."""
@@ -182,8 +189,7 @@ class Reader:
                 return None
             self._pool.add(file, mapping)
         header = read_header(mapping)
-        named = header is not None and (header.meta.key, header.meta.kind) == (segment.key, segment.kind)
-        if header is None or not named or mapping.generation != segment.generation:
+        if header is None or not _is_named(header.meta, segment) or mapping.generation != segment.generation:
             self.tell_forgotten(self._pool.release(file))
             return None
         return Leased(
@@ -197,6 +203,10 @@ class Reader:
             generation=segment.generation,
             file=file,
         )
+
+
+def _is_named(meta: SegmentMeta, segment: m.FoundSegment) -> bool:
+    return meta.key == segment.key and meta.kind == segment.kind
 
 
 def _cut(result: LookupResult, reuse: Reuse, why: MissReason) -> None:

@@ -129,7 +129,7 @@ class KvStore:
         lease = result.lease
         if lease is not None:
             result.lease = None
-            self._post(lambda io: io.reader.release(lease))
+            self._post(lambda io: io.ended_leases.append(lease))
 
     # ---- writers -------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class KvStore:
         pending: Pending[list[ReserveOutcome]] = self._pending(
             timeout_s, lambda: [Refused(key, kind, Refusal.DAEMON_AWAY) for key, kind in wanted]
         )
-        self._post(lambda io: io.writer.reserve(specs, pending))
+        self._post(lambda io: io.reserve(specs, pending))
         return pending
 
     def publish(self, reservation: Reservation, payload_bytes: int) -> None:
@@ -282,6 +282,8 @@ class _Io:
         self.link.on_forget = self._forget
         self.link.on_replaced = self._replaced
         self._wakeup = wakeup
+        self.ended_leases: deque[int] = deque()
+        """Given back to the daemon last in a round: nobody waits for it, and the next request's lookup must not."""
         self._poller = zmq.Poller()
         self._poller.register(self.link.socket, zmq.POLLIN)
         self._poller.register(self.link.monitor, zmq.POLLIN)
@@ -291,13 +293,25 @@ class _Io:
         """One look at everything there is to do."""
         due = self.link.tick(time.monotonic())
         timeout_s = 0.0 if self.jobs or commands else max(0.0, due - time.monotonic())
-        self._poller.poll(int(timeout_s * 1000) + (1 if timeout_s else 0))
-        self._wakeup.clear()
-        self.link.read()  # first, so that no command takes an answer that lies there for a silence
+        events = dict(self._poller.poll(int(timeout_s * 1000) + (1 if timeout_s else 0)))
+        if self._wakeup.fd in events:
+            self._wakeup.clear()
+        if self.link.socket in events or self.link.monitor in events:
+            self.link.read()  # first, so that no command takes an answer that lies there for a silence
         while commands:
             commands.popleft()(self)
         self.jobs.run_slice()
         self.writer.check_sealed()
+        self._end_leases()
+
+    def reserve(self, specs: Sequence[SegmentSpec], pending: Pending[list[ReserveOutcome]]) -> None:
+        """Ask for room; what it may take has been given back before."""
+        self._end_leases()
+        self.writer.reserve(specs, pending)
+
+    def _end_leases(self) -> None:
+        while self.ended_leases:
+            self.reader.release(self.ended_leases.popleft())
 
     def close(self, deadline_s: float) -> None:
         """Leave the daemon; unmap."""

@@ -57,6 +57,25 @@ def test_files_are_never_overwritten_under_a_reader():
         assert sum(store.counters().get("raced", 0) for store in readers) == 0
 
 
+def test_a_lease_that_has_ended_is_in_no_reservations_way():
+    """Of a tier in which everything is leased, what is given back can be had at once: the end of a lease goes before."""
+    with CacheHost() as host:
+        store, num_bytes = host.store(), MIB - 4096
+        for number in range(8):
+            save(store, row_of(number).blocks(), num_bytes)
+        assert store.flush(time.monotonic() + 20)
+        leased = [look_up(store, row_of(number)) for number in range(8)]
+        for number in range(8):
+            spec = SegmentSpec(row_of(100 + number).blocks()[0], num_bytes)
+            assert store.reserve([spec]).wait()[0].reason is Refusal.NO_BUDGET
+            store.release(leased.pop(0))
+            held = store.reserve([spec]).wait()[0]
+            assert not isinstance(held, Refused), held
+            store.publish(held, num_bytes)
+            assert store.flush(time.monotonic() + 20)
+            leased.append(look_up(store, row_of(100 + number)))
+
+
 def test_a_lease_that_timed_out_keeps_its_bytes():
     """The TTL proves nothing about the reader: the file is unlinked, not overwritten, and counted until it is unmapped."""
     with CacheHost("lease_ttl_s = 1.0") as host:
