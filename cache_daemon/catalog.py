@@ -86,7 +86,7 @@ class Catalog:
             identities.append(match.logits)
         self.holdings.touch(identities, owner, now + self.settings.wall_offset_s)
         lease = self.leases.grant(owner, identities, now) if identities else 0
-        return Granted(match, lease, self._miss_reason(prompt, match, parent_key))
+        return Granted(match, lease, self._miss_reason(prompt, match, parent_key, cautious))
 
     def release(
         self, lease: int, owner: str, *, verified: Iterable[Identity] = (), corrupt: Iterable[Identity] = ()
@@ -102,14 +102,18 @@ class Catalog:
     def _not_fatal(self, identity: Identity) -> bool:
         return self.holdings.entries[identity].deaths == 0
 
-    def _miss_reason(self, prompt: Prompt, match: Match, parent_key: bytes | None) -> MissReason | None:
+    def _miss_reason(self, prompt: Prompt, match: Match, parent_key: bytes | None, cautious: bool) -> MissReason | None:
         if match.hit_len * 4 == len(prompt.tokens):
             return None
+        if match.uncuttable:
+            return MissReason.UNCUTTABLE
         if parent_key is not None and not self._knows(parent_key):
             return self.holdings.ghosts.reason(parent_key) or MissReason.UNKNOWN_PARENT
         next_block = match.hit_len // self.settings.block_tokens
         missed = prompt.block_keys[next_block] if next_block < len(prompt.block_keys) else prompt.prompt_key
-        reason = self.holdings.ghosts.reason(missed)
+        if cautious and self._knows(missed):
+            return MissReason.WITHHELD
+        reason = self.holdings.ghosts.reason(missed) or (MissReason.RECOVERING if self.recovering else None)
         if reason is None and match.hit_len == 0 and self.holdings.index.known_elsewhere(prompt.root, prompt.tokens):
             return MissReason.OTHER_NAMESPACE
         return reason or MissReason.NEVER_SEEN

@@ -33,12 +33,14 @@ class Match:
         parts: (identity, use_end) in the order of restoring.
         logits: identity of the stored logits, only when `hit_len` is the whole prompt.
         diverged_at: position from which stored rows go on differently than the prompt; None when none does.
+        uncuttable: more is stored, inside a segment that can only be restored whole.
     """
 
     hit_len: int = 0
     parts: list[tuple[Identity, int]] = field(default_factory=list)
     logits: Identity | None = None
     diverged_at: int | None = None
+    uncuttable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class PrefixIndex:
         self._block_tokens = block_tokens
         self._metas: dict[Identity, SegmentMeta] = {}
         self._children: dict[bytes, list[_Child]] = {}
+        """Blocks and tails by parent; snapshots apart, since only models that cannot be cut look for them."""
+        self._snapshots: dict[bytes, list[_Child]] = {}
         self._num_dependents: dict[bytes, int] = {}
         self._first_tokens: dict[bytes, dict[bytes, int]] = {}
 
@@ -79,7 +83,7 @@ class PrefixIndex:
         assert identity not in self._metas
         self._metas[identity] = meta
         if meta.kind is not SegmentKind.LOGITS:
-            insort(self._children.setdefault(meta.parent, []), (meta.tokens, meta.key, meta.kind))
+            insort(self._table(meta.kind).setdefault(meta.parent, []), (meta.tokens, meta.key, meta.kind))
         if depends_on_parent(meta):
             self._num_dependents[meta.parent] = self._num_dependents.get(meta.parent, 0) + 1
         if meta.start == 0:
@@ -90,10 +94,11 @@ class PrefixIndex:
         """Remove a segment that is there."""
         meta = self._metas.pop(identity)
         if meta.kind is not SegmentKind.LOGITS:
-            siblings = self._children[meta.parent]
+            table = self._table(meta.kind)
+            siblings = table[meta.parent]
             del siblings[bisect_left(siblings, (meta.tokens, meta.key, meta.kind))]
             if not siblings:
-                del self._children[meta.parent]
+                del table[meta.parent]
         if depends_on_parent(meta):
             decrement(self._num_dependents, meta.parent)
         if meta.start == 0:
@@ -115,7 +120,7 @@ class PrefixIndex:
         """Tails that a block or longer tail makes superfluous: cuttable ones whose tokens it begins with."""
         if not meta.cuttable or meta.kind not in (SegmentKind.BLOCK, SegmentKind.TAIL):
             return []
-        found = self._prefixes_of(meta.parent, meta.tokens)
+        found = _prefixes_of(self._children.get(meta.parent, []), meta.tokens)
         return [(key, kind) for _, key, kind in found if kind is SegmentKind.TAIL and key != meta.key]
 
     def covers(self, meta: SegmentMeta) -> bool:
@@ -127,17 +132,20 @@ class PrefixIndex:
             and meta.cuttable
             and place < len(siblings)
             and siblings[place][0].startswith(meta.tokens)
-            and siblings[place][2] in (SegmentKind.BLOCK, SegmentKind.TAIL)
         )
 
     def children(self, parent: bytes) -> list[Identity]:
         """Segments that start where `parent` ends."""
-        return [(key, kind) for _, key, kind in self._children.get(parent, [])]
+        both = self._children.get(parent, []) + self._snapshots.get(parent, [])
+        return [(key, kind) for _, key, kind in both]
 
     def known_elsewhere(self, root: bytes, tokens: bytes) -> bool:
         """Whether a row that begins like `tokens` is stored under another root."""
         roots = self._first_tokens.get(tokens[:_FIRST_BYTES], {})
         return any(other != root for other in roots)
+
+    def _table(self, kind: SegmentKind) -> dict[bytes, list[_Child]]:
+        return self._snapshots if kind is SegmentKind.SNAPSHOT else self._children
 
     # ---- matching ------------------------------------------------------------------------------------------------
 
@@ -186,24 +194,29 @@ class PrefixIndex:
         found = Match(start, self._parts(blocks))
         parent, rest = self._boundary(prompt, len(blocks))
         best: Identity | None = None
-        common, goes_on = 0, False
+        usable, longest, goes_on = 0, 0, False
         for tokens, key, kind in self._neighbours(parent, rest):
             run = common_prefix_len(tokens, rest)
             goes_on = goes_on or (run < num_tokens(tokens) and run < num_tokens(rest))
-            if kind is not SegmentKind.SNAPSHOT and run > common and allowed((key, kind)):
-                best, common = (key, kind), run
+            if run <= usable or not allowed((key, kind)):
+                continue
+            longest = max(longest, run)
+            if run == num_tokens(tokens) or self._metas[key, kind].cuttable:
+                best, usable = (key, kind), run
+        if longest > usable:
+            whole = self._longest_within(parent, rest, longest, SegmentKind.TAIL, allowed)
+            if whole is not None and self._metas[whole].num_tokens > usable:
+                best, usable = whole, self._metas[whole].num_tokens
         if best is not None:
-            found.hit_len = start + common
+            found.hit_len = start + usable
             found.parts.append((best, found.hit_len))
-        if rest and found.hit_len < num_tokens(prompt.tokens) and goes_on:
-            found.diverged_at = found.hit_len
+        found.uncuttable = longest > usable
+        if rest and start + longest < num_tokens(prompt.tokens) and goes_on:
+            found.diverged_at = start + longest
         return found
 
     def _neighbours(self, parent: bytes, rest: bytes) -> list[_Child]:
-        """The children around the place of `rest`: one of them has the longest common run with it.
-
-        Snapshots may lie between; they are few, and stepped over up to a small bound.
-        """
+        """The children around the place of `rest`: one of them has the longest common run with it, the others are second best."""
         siblings = self._children.get(parent)
         if not siblings or not rest:
             return []
@@ -253,25 +266,25 @@ class PrefixIndex:
         """The longest child of that kind whose tokens `rest` begins with, at most `limit` tokens long."""
         if limit < 0:
             return None
-        found = self._prefixes_of(parent, rest[: limit * TOKEN_BYTES])
+        found = _prefixes_of(self._table(wanted).get(parent, []), rest[: limit * TOKEN_BYTES])
         return next(((key, kind) for _, key, kind in found if kind is wanted and allowed((key, kind))), None)
 
-    def _prefixes_of(self, parent: bytes, packed: bytes) -> Iterator[_Child]:
-        """The children whose tokens `packed` begins with, longest first.
 
-        Walks left from the place of `packed`. A child that is no prefix says how much the two have in common, and everything
-        between is skipped by bisecting for that shorter run: siblings that share a long beginning cost a few steps, not all.
-        """
-        siblings = self._children.get(parent, [])
-        place = bisect_right(siblings, (packed, _AFTER_ALL_KEYS, SegmentKind.LOGITS))
-        while place > 0:
-            child = siblings[place - 1]
-            if packed.startswith(child[0]):
-                yield child
-                place -= 1
-            else:
-                packed = packed[: common_prefix_len(child[0], packed) * TOKEN_BYTES]
-                place = bisect_right(siblings, (packed, _AFTER_ALL_KEYS, SegmentKind.LOGITS), hi=place)
+def _prefixes_of(siblings: Sequence[_Child], packed: bytes) -> Iterator[_Child]:
+    """Those whose tokens `packed` begins with, longest first.
+
+    Walks left from the place of `packed`. A sibling that is no prefix says how much the two have in common, and everything
+    between is skipped by bisecting for that shorter run: siblings that share a long beginning cost a few steps, not all.
+    """
+    place = bisect_right(siblings, (packed, _AFTER_ALL_KEYS, SegmentKind.LOGITS))
+    while place > 0:
+        child = siblings[place - 1]
+        if packed.startswith(child[0]):
+            yield child
+            place -= 1
+        else:
+            packed = packed[: common_prefix_len(child[0], packed) * TOKEN_BYTES]
+            place = bisect_right(siblings, (packed, _AFTER_ALL_KEYS, SegmentKind.LOGITS), hi=place)
 
 
 def depends_on_parent(meta: SegmentMeta) -> bool:

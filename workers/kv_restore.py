@@ -25,8 +25,6 @@ from workers.sequence import Request
 STREAMING_SLICE_S = 0.004
 """Restoring beside streams takes at most about so long a tick: a block of 256 tokens takes 0.3 to 4 ms."""
 QUIET_SLICE_S = 0.05
-NO_CELLS = "no_cells"
-"""A miss reason of our own: everything is stored, but the model has no room for it now."""
 WORTH_RESTORING_TOKENS = 16
 """Fewer tokens than this are computed in the time of a restore."""
 
@@ -67,7 +65,8 @@ class Restorer:
         visit.result = result = visit.pending.result()
         request.times.lookup_ms += result.lookup_ms
         request.tally.miss_reason = result.miss_reason.value if result.miss_reason is not None else None
-        request.tally.diverged_at = result.diverged_at
+        if result.diverged_at is not None:
+            request.tally.diverged_at = max(result.diverged_at, request.tally.diverged_at or 0)
         self._counters["lookup_ms"] += result.lookup_ms
         return True
 
@@ -126,7 +125,10 @@ class Restorer:
         result, have = visit.result, request.num_kv
         reach = min(result.hit_len, request.most_reusable)
         completes = result.logits is not None and reach == len(request.row)
-        if reach <= have or (reach - have < WORTH_RESTORING_TOKENS and not completes):
+        if reach <= have:
+            return []
+        if reach - have < WORTH_RESTORING_TOKENS and not completes:
+            request.tally.miss_reason = request.tally.miss_reason or MissReason.TOO_FEW
             return []
         segments = result.segments
         if self._backend.info.can_truncate:
@@ -158,15 +160,16 @@ class Restorer:
         assert live is not None
         start, end, kind = piece_range(meta)
         use_end = min(segment.use_end, request.most_reusable)
-        if start != len(live.tokens) or use_end <= start:
+        if use_end <= start:
             return False
         if use_end < end and not self._backend.cuttable(start, end, kind):
+            request.tally.miss_reason = request.tally.miss_reason or MissReason.UNCUTTABLE
             return False
         failure = self._failure(request, live, segment, use_end)
         if failure is not None:
             self._counters[f"restores_{failure}"] += 1
             request.tally.miss_reason = failure
-            self._undo(live, start)
+            self._undo(live, len(live.tokens))
             return False
         self._pool.grew(live, request.row[start:use_end])
         live.incomplete = kind is PieceKind.CELLS and not self._backend.info.can_truncate
@@ -177,16 +180,19 @@ class Restorer:
         tiers[segment.tier] = tiers.get(segment.tier, 0) + use_end - start
         return True
 
-    def _failure(self, request: Request, live: LiveSequence, segment: LeasedSegment, use_end: int) -> str | None:
+    def _failure(
+        self, request: Request, live: LiveSequence, segment: LeasedSegment, use_end: int
+    ) -> MissReason | None:
         """Copy one segment; None, or why its bytes are not to be used."""
         meta = segment.meta
         wanted = slice_tokens(request.packed(), meta.start, use_end)
-        if slice_tokens(meta.tokens, 0, use_end - meta.start) != wanted:
+        joins = piece_range(meta)[0] == len(live.tokens)
+        if not joins or slice_tokens(meta.tokens, 0, use_end - meta.start) != wanted:
             return MissReason.CORRUPT
         if not segment.intact():
             return MissReason.RACED
         if not self._copy(live, segment, use_end):
-            return MissReason.CORRUPT if self._pool.cells.free > meta.num_tokens else NO_CELLS
+            return MissReason.CORRUPT if self._pool.cells.free > meta.num_tokens else MissReason.NO_CELLS
         return None if segment.intact() else MissReason.RACED
 
     def _copy(self, live: LiveSequence, segment: LeasedSegment, use_end: int) -> bool:

@@ -12,7 +12,7 @@ import time
 from erllama_host.config.host import CacheConfig
 from erllama_host.config.model import ModelConfig
 from erllama_host.kv.keys import KeySpace
-from erllama_host.kv.reuse import Reuse
+from erllama_host.kv.reuse import MissReason, Reuse
 from erllama_host.kv.segment import SaveReason
 from erllama_host.kv.tokens import TOKEN_BYTES
 from workers.backend.values import KvMode, Logits
@@ -64,12 +64,12 @@ class KvSession:
 
     # --- gates --------------------------------------------------------------------------------------------------------
 
-    def gate(self, num_tokens: int) -> str | None:
+    def gate(self, num_tokens: int) -> MissReason | None:
         """Why rows of this length have nothing to do with the store; None where they do."""
         if self._backend.kv_mode is KvMode.UNCACHED or self.refused:
-            return "uncached_model"
+            return MissReason.UNCACHED_MODEL
         if self._restorer is None or not self._policy.enabled or num_tokens < self._policy.min_tokens:
-            return "gated"
+            return MissReason.GATED
         return None
 
     @property
@@ -92,6 +92,7 @@ class KvSession:
         if missing == 0 and request.draft_from is not None:
             return False
         if 0 < missing <= ALMOST_ALL_TOKENS and self._backend.info.can_truncate:
+            request.tally.miss_reason = MissReason.TOO_FEW
             return False
         assert self._restorer is not None and request.live is not None
         keys = self._keys(request, packed)

@@ -190,6 +190,8 @@ def cache_report(request: Request) -> CacheReport:
     else:
         kind = "exact" if read >= request.num_prompt - 1 else "partial"
     complete = read >= request.num_prompt - 1
+    # Where a row parted that matched for less than was read is of no interest.
+    diverged = not complete and tally.diverged_at is not None and tally.diverged_at >= read
     return CacheReport(
         kind=kind,
         read_tokens=read,
@@ -197,7 +199,7 @@ def cache_report(request: Request) -> CacheReport:
         tier_tokens=dict(tally.tier_tokens),
         created_tokens=tally.created_tokens,
         miss_reason=None if complete else tally.miss_reason,
-        diverged_at=None if complete else tally.diverged_at,
+        diverged_at=tally.diverged_at if diverged else None,
         lookup_ms=request.times.lookup_ms,
         restore_ms=request.times.restore_ms,
     )

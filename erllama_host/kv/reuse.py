@@ -27,9 +27,23 @@ class MissReason(StrEnum):
     """The save policy, or a full tier, kept it from being stored."""
     OTHER_NAMESPACE = "other_namespace"
     """The same tokens are stored, but by another model file, adapter set or context shape."""
+    UNCUTTABLE = "uncuttable"
+    """More of it is stored, inside a segment that this model can only restore whole (longer than its sliding window)."""
+    WITHHELD = "withheld"
+    """It is stored, but a worker died while it read it: it is not offered to the request that was in flight then."""
+    RECOVERING = "recovering"
+    """The daemon has just started and not found it yet; it is still reading its files."""
     RACED = "raced"
+    """A file was taken away while it was being read."""
     CORRUPT = "corrupt"
     DAEMON_AWAY = "daemon_away"
+    # What a worker finds out by itself:
+    UNCACHED_MODEL = "uncached_model"
+    """The model's state cannot be restored exactly, or the daemon does not take this worker: `model_info` says why."""
+    NO_CELLS = "no_cells"
+    """It is stored, but the model had no cells free for it."""
+    TOO_FEW = "too_few"
+    """The tokens that were missing are computed in less time than they are fetched."""
 
 
 class Refusal(Enum):

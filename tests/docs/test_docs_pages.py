@@ -13,6 +13,7 @@ import typer
 from erllama_host.cli.main import make_app
 from erllama_host.config import parse_config
 from erllama_host.controller.deaths import EVENT_OF_END
+from erllama_host.kv.reuse import MissReason
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -126,3 +127,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "guides" / "quickstart" / "index.html").exists()
+
+
+def test_every_reason_of_a_miss_is_explained():
+    table = (ROOT / "docs/guides/caching.md").read_text(encoding="utf-8")
+    assert [reason.value for reason in MissReason if f"`{reason.value}`" not in table] == []

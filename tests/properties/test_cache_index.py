@@ -1,5 +1,7 @@
 """The prefix index against a plain search over everything stored."""
 
+import dataclasses
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +54,7 @@ def best_hit(metas, prompt, num_prompt, has_logits):
         parent = prompt.block_keys[chain - 1] if chain else prompt.root
         rest = slice_tokens(prompt.tokens, chain * B)
         below = [m for m in metas if m.parent == parent and m.kind in (SegmentKind.BLOCK, SegmentKind.TAIL)]
+        below = [m for m in below if m.cuttable or rest.startswith(m.tokens)]
         return chain * B + max((common_prefix_len(m.tokens, rest) for m in below), default=0)
     limit = num_prompt - (0 if has_logits else 1)
     ends = [0]
@@ -74,11 +77,12 @@ def best_hit(metas, prompt, num_prompt, has_logits):
 
 
 @settings(max_examples=150, deadline=None)
-@given(stored, rows, st.sampled_from(list(Reuse)), st.data())
-def test_match_is_the_longest_usable_prefix(rows_stored, tokens, reuse, data):
+@given(stored, rows, st.sampled_from(list(Reuse)), st.booleans(), st.data())
+def test_match_is_the_longest_usable_prefix(rows_stored, tokens, reuse, is_narrow, data):
+    """`is_narrow`: the model's window is narrower than a block, so it can restore a segment only whole."""
     index, metas = PrefixIndex(B), {}
     for row_tokens, what in rows_stored:
-        for meta in segments_of(row_tokens, what, cuttable=reuse is Reuse.CUT):
+        for meta in segments_of(row_tokens, what, cuttable=reuse is Reuse.CUT and not is_narrow):
             if (meta.key, meta.kind) not in metas:
                 metas[meta.key, meta.kind] = meta
                 index.add(meta)
@@ -89,6 +93,9 @@ def test_match_is_the_longest_usable_prefix(rows_stored, tokens, reuse, data):
     match = index.match(prompt)
     has_logits = (prompt.prompt_key, SegmentKind.LOGITS) in metas
     assert match.hit_len == best_hit(list(metas.values()), prompt, len(tokens), has_logits)
+    whole = [dataclasses.replace(meta, cuttable=True) for meta in metas.values()]
+    longer = best_hit(whole, prompt, len(tokens), has_logits) > match.hit_len
+    assert match.uncuttable == (longer and reuse is Reuse.CUT)
     check_parts(match, metas, prompt, reuse)
     assert (match.logits is not None) == (has_logits and match.hit_len == len(tokens))
 
@@ -101,7 +108,7 @@ def check_parts(match, metas, prompt, reuse):
         assert meta.kind is SegmentKind.SNAPSHOT or meta.start == covered
         assert meta.kind is not SegmentKind.SNAPSHOT or meta.covers_from <= covered
         assert slice_tokens(prompt.tokens, meta.start, use_end) == slice_tokens(meta.tokens, 0, use_end - meta.start)
-        assert use_end == meta.end or reuse is Reuse.CUT
+        assert use_end == meta.end or (reuse is Reuse.CUT and meta.cuttable)
         covered = use_end
     assert covered == match.hit_len
 

@@ -103,6 +103,15 @@ def check_answers(harness, kind):
             expected = truth(kind, int(report.ref.split("/")[0]))
             assert report.generated == expected[: len(report.generated)], report.ref
             assert tuple(harness.ids(report.ref)) == report.generated
+            check_the_miss_is_explained(report)
+
+
+def check_the_miss_is_explained(report):
+    prompt, cache = PROMPTS[int(report.ref.split("/")[0])], report.cache
+    complete = cache.read_tokens >= len(prompt) - 1
+    if report.cancel_reason is None:
+        assert (cache.miss_reason is None) == complete, cache
+    assert cache.diverged_at is None or cache.read_tokens <= cache.diverged_at < len(prompt)
 
 
 def check_nothing_is_unsaved(harness, store, kind):

@@ -130,6 +130,8 @@ class Admission:
         match = core.pool.cells.best_match(packed, space, request.most_reusable)
         if self._wait_for_twin(request, packed, match.length if match else 0):
             return
+        if match is not None and match.length < min(len(match.source.tokens), request.most_reusable):
+            request.tally.diverged_at = match.length
         request.live = core.pool.take(match, request.ref, request.submit.session_id, now) if match is not None else None
         if request.live is None:
             request.live = core.pool.open(space, request.ref, now)

@@ -398,3 +398,29 @@ def test_nothing_is_kept_of_segments_that_come_and_go():
             if isinstance(action, ForgetMapping):
                 cat.forgotten(action.owner, (action.tier, action.inode))
     assert len(cat.holdings.touched) == 0 and len(cat.holdings.stocks["ram"].evictor) < 2500
+
+
+def test_what_is_stored_and_not_offered_is_explained_too():
+    cat = catalog()
+    put(cat, ROW.all())
+    ask(cat, ROW, owner="poisoned")
+    cat.worker_gone("poisoned", 1.0)
+    assert ask(cat, ROW, cautious=True).miss_reason is MissReason.WITHHELD
+    never = Row([5, *range(BLOCK)])
+    assert ask(cat, never, cautious=True).miss_reason is MissReason.NEVER_SEEN
+    cat.recovering = True
+    assert ask(cat, never).miss_reason is MissReason.RECOVERING
+
+
+def test_a_segment_that_cannot_be_cut_is_offered_whole_or_said_to_be_there():
+    cat = catalog()
+    row = Row(range(BLOCK + 8), cuttable=False)
+    put(cat, row.all())
+    within = ask(cat, Row(range(BLOCK + 5)))
+    assert (within.match.hit_len, within.miss_reason) == (BLOCK, MissReason.UNCUTTABLE)
+    assert within.match.diverged_at is None
+    beside = ask(cat, Row([*range(BLOCK + 5), 999]))
+    assert (beside.match.hit_len, beside.match.diverged_at) == (BLOCK, BLOCK + 5)
+    put(cat, [Row(range(BLOCK + 3), cuttable=False).tail()])
+    assert ask(cat, Row(range(BLOCK + 5))).match.hit_len == BLOCK + 3
+    assert ask(cat, Row(range(BLOCK + 9))).match.hit_len == BLOCK + 8

@@ -501,3 +501,28 @@ def test_a_model_that_the_daemon_refuses_runs_uncached_and_says_why():
     assert harness.snapshots[-1].cache_refused == "blocks of another length"
     store.refused = ""
     assert harness.run(PROMPT, max_tokens=4).finish_key is not None
+
+
+# --- explained --------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_too_few_to_be_fetched_are_a_miss_with_that_reason():
+    store = warm_store()
+    harness = engine(store)
+    harness.run(PROMPT[:70], max_tokens=1)
+    store.index.remove(next(identity for identity in store.stored if identity[1] is SegmentKind.LOGITS))
+    asked = store.num_lookups
+    far = harness.run(PROMPT, max_tokens=1)
+    assert (far.cache.kind, far.cache.read_tokens, far.cache.miss_reason) == ("live", 70, "too_few")
+    assert store.num_lookups == asked + 1, "it was found, and left there"
+    near = harness.run(PROMPT + "!!!", max_tokens=1)
+    assert (near.cache.kind, near.cache.miss_reason) == ("live", "too_few") and store.num_lookups == asked + 1
+
+
+def test_where_a_prompt_parts_from_a_live_row_is_told():
+    harness = engine()
+    harness.run(PROMPT, max_tokens=4)
+    beside = harness.run(PROMPT[:40] + "#" + PROMPT[41:], max_tokens=4)
+    assert (beside.cache.read_tokens, beside.cache.diverged_at, beside.cache.miss_reason) == (40, 40, "gated")
+    beyond = harness.run(PROMPT + " more of it, and then some", max_tokens=4)
+    assert beyond.cache.diverged_at in (None, len(PROMPT))
