@@ -29,7 +29,9 @@ KV_BYTES_PER_TOKEN = 23_052
 
 
 def run(setting: Setting) -> list[Figure]:
-    """All of it."""
+    """Restores and packing move real KV state in segments of 256 tokens, memcpy moves as many bytes. All else is about made-up
+    segments of that model's sizes, in a cache daemon of their own.
+    """
     return [*copying(setting), *_lookups(setting), *_saving(setting), *_sharing(), *_deaths(setting)]
 
 
