@@ -61,11 +61,11 @@ def read_spec(path: Path) -> ModelSpec:
 def run_worker(model_id: str, paths: Paths) -> ExitCode:
     """Serve the model until the process has to end; the caller must leave with the code returned, at once.
 
-    Whatever goes wrong before the model is ready is told to the controller (`w.failed`), and kept in `<id>.failed.json` for whoever
-    looks while the controller is down.
+    Whatever goes wrong before the model is ready is told to the controller (`w.failed`), and kept in a file for whoever looks while
+    the controller is down.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    failed_note = paths.spec_file(model_id).with_suffix(".failed.json")
+    failed_note = paths.failure_file(model_id)
     failed_note.unlink(missing_ok=True)
     problem: ErllamaError | None = None
     try:
@@ -201,6 +201,7 @@ def _write_note(path: Path, spec: ModelSpec, error: ErllamaError) -> None:
         "details": error.details,
         "at": time.time(),
     }
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(note, default=str), encoding="utf-8")
     temporary.replace(path)

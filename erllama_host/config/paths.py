@@ -67,6 +67,10 @@ class Paths:
         """What the worker of `model_id` reads at start."""
         return self.run / "models" / f"{model_id}.json"
 
+    def failure_file(self, model_id: str) -> Path:
+        """Why the last load of `model_id` failed, for whoever looks while the controller is down."""
+        return self.run / "failed" / f"{model_id}.json"
+
     def socket(self, name: str) -> Path:
         """Path of a socket by file name."""
         return self.run / name
@@ -101,7 +105,7 @@ class Paths:
         """
         for key, path in (("ERLLAMA_HOME", self.home), ("ERLLAMA_RUN", self.run)):
             private_directory(path, key)
-        for path in (self.run / "models", self.logs):
+        for path in (self.run / "models", self.run / "failed", self.logs):
             private_directory(path, str(path))
         for name in _SOCKETS:
             self.ipc(name)

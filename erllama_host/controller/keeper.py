@@ -9,6 +9,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -296,7 +297,9 @@ class Keeper:
         watch = self._watches.pop(model.model_id, None)
         if watch is not None:
             watch.close()
-        await self._persist(lambda: self._world.paths.spec_file(model.model_id).unlink(missing_ok=True))
+        paths = self._world.paths
+        for file in (paths.spec_file(model.model_id), paths.failure_file(model.model_id)):
+            await self._persist(partial(file.unlink, missing_ok=True))
         notes.forget_exits(self._world.paths.run, notes.watcher_name(model.model_id))
         model.pid, model.info = 0, None
 

@@ -54,7 +54,7 @@ def clean_run_directory(run: Path) -> None:
         path.unlink(missing_ok=True)
     for name in ("circusd.pid", "controller.beat", "gave_up"):
         (run / name).unlink(missing_ok=True)
-    for name in ("models", "exits", "ready"):
+    for name in ("models", "failed", "exits", "ready"):
         shutil.rmtree(run / name, ignore_errors=True)
     for name in ("controller.lock", "cache.lock"):
         held = lock(run / name, wait_s=0.0)

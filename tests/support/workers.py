@@ -265,6 +265,7 @@ class WorkerProcess:
         self.spec = ModelSpec(model_id=MODEL_ID, load_id=load_id, config=ModelConfig(**options), home=str(self.home))
         text = spec_text if spec_text is not None else msgspec.json.encode(self.spec)
         (self.run_dir / "models" / f"{MODEL_ID}.json").write_bytes(text)
+        self.failed_note.parent.mkdir()
         self.endpoint = f"ipc://{self.run_dir}/workers.sock"
         self.environment = environment or {}
         self.controller = FakeController(self.endpoint)
@@ -272,7 +273,7 @@ class WorkerProcess:
 
     @property
     def failed_note(self):
-        return self.run_dir / "models" / f"{MODEL_ID}.failed.json"
+        return self.run_dir / "failed" / f"{MODEL_ID}.json"
 
     def start(self, ready=True):
         environment = {

@@ -164,6 +164,15 @@ def test_paths_follow_the_environment() -> None:
     assert find_paths(paths.environment()) == paths
 
 
+def test_no_id_makes_two_files_one() -> None:
+    """Ids may contain dots: a note beside the spec of `a` could be the spec of a model `a.failed`."""
+    paths = find_paths({"ERLLAMA_HOME": "/h", "ERLLAMA_RUN": "/r"})
+    files = [
+        make(name) for make in (paths.spec_file, paths.failure_file) for name in ("a", "a.failed", "a.failed.json")
+    ]
+    assert len(set(files)) == len(files)
+
+
 def test_two_run_directories_are_two_instances() -> None:
     first, second = (find_paths({"ERLLAMA_HOME": "/h", "ERLLAMA_RUN": run}) for run in ("/r1", "/r2"))
     assert first.instance != second.instance

@@ -17,7 +17,7 @@ from erllama_host.controller.journal import Journal
 from erllama_host.controller.keeper import Keeper
 from erllama_host.controller.lifecycle import Event, Models, State
 from erllama_host.controller.links import Links
-from erllama_host.errors import ErllamaError, InternalError, ModelNotLoaded
+from erllama_host.errors import ErllamaError, InternalError, ModelLoadFailed, ModelNotLoaded
 from erllama_host.observability import Log
 
 STUB = ModelConfig(backend="stub")
@@ -142,6 +142,17 @@ async def test_a_spec_that_cannot_be_written_fails_the_load_with_the_reason(worl
     with pytest.raises(InternalError, match="No space left"):
         await asyncio.wait_for(keeper.outcome(model), 20)
     assert world.models.find("tiny") is None
+
+
+async def test_a_failed_load_leaves_no_file(world, keeper):
+    """Hosts run for months, and ids are made up without end."""
+    model = await keeper.load("tiny", STUB, "")
+    await until(lambda: world.circus.watchers)
+    world.paths.failure_file("tiny").write_text("{}")
+    keeper.fail(model, ModelLoadFailed("no tensors"))
+    with pytest.raises(ModelLoadFailed):
+        await asyncio.wait_for(keeper.outcome(model), 20)
+    assert [path.name for path in world.paths.run.rglob("*") if path.is_file()] == []
 
 
 async def test_an_unload_that_cannot_be_written_down_can_be_repeated(world, keeper, monkeypatch):
