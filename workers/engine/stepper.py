@@ -108,9 +108,9 @@ class Stepper:
         uses = parts[0].request.uses
         for part in parts:
             request = part.request
-            if request.phase is not Phase.DECODE or request.rows_left != 1 or request.uses != uses:
+            if part.num_rows != 1 or request.phase is not Phase.DECODE or request.rows_left != 1:
                 return None
-            if not self._is_ready(request):
+            if request.uses != uses or not self._is_ready(request):
                 return None
             part.tokens = request.row[-1:]
         return parts
