@@ -180,9 +180,7 @@ class Restorer:
         tiers[segment.tier] = tiers.get(segment.tier, 0) + use_end - start
         return True
 
-    def _failure(
-        self, request: Request, live: LiveSequence, segment: LeasedSegment, use_end: int
-    ) -> MissReason | None:
+    def _failure(self, request: Request, live: LiveSequence, segment: LeasedSegment, use_end: int) -> MissReason | None:
         """Copy one segment; None, or why its bytes are not to be used."""
         meta = segment.meta
         wanted = slice_tokens(request.packed(), meta.start, use_end)
