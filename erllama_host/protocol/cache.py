@@ -51,7 +51,7 @@ class WorkerRegister(_Body, frozen=True):
 
 
 class Registered(_Body, frozen=True):
-    """Reply to `k.hello`. `daemon`: its incarnation. `refused`: why it does not take this worker, which then goes without a cache."""
+    """Reply to `k.hello`. `daemon`: its incarnation. `refused`: why it does not take this worker, which then runs uncached."""
 
     daemon: str
     refused: str = ""

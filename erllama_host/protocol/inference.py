@@ -212,8 +212,8 @@ class CacheReport(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True)
         live_tokens: of these, shared with a live sequence.
         tier_tokens: tokens read per tier.
         created_tokens: tokens whose KV was handed to the cache by this request so far.
-        miss_reason: why not everything was a hit, e.g. `never_seen`, `evicted`, `daemon_away` (all of them: guides/caching.md); None
-            when it was.
+        miss_reason: why not everything was a hit, e.g. `never_seen`, `evicted`, `daemon_away` (all: guides/caching.md); None when
+            it was.
         diverged_at: index of the first prompt token that no cached row had, on a partial hit.
         lookup_ms, restore_ms: time spent.
     """
