@@ -17,6 +17,7 @@ from erllama_host.config import POLICY_KEYS_WITHOUT_EFFECT, ModelConfig, longest
 from erllama_host.controller import specs, views
 from erllama_host.controller.desired import Wanted
 from erllama_host.controller.lifecycle import SHOULD_RUN, Event, Model, State
+from erllama_host.controller.old_logs import remove_old_logs
 from erllama_host.controller.placement import is_idle
 from erllama_host.controller.room import make_room
 from erllama_host.controller.watch import ProcessWatch
@@ -316,6 +317,8 @@ class Keeper:
         self._world.models.remove(model.model_id)
         self._world.links.forget_peers(model.model_id)
         self._world.journal.add("unloaded", model.model_id)
+        present = {each.model_id for each in self._world.models}
+        self.spawn(self._persist(lambda: remove_old_logs(self._world.paths.logs, present)))
 
     async def _confirm(self, model: Model) -> None:
         """The first readiness is written down before anybody is told."""
