@@ -298,8 +298,8 @@ class Keeper:
         watch = self._watches.pop(model.model_id, None)
         if watch is not None:
             watch.close()
-        paths = self._world.paths
-        for file in (paths.spec_file(model.model_id), paths.failure_file(model.model_id)):
+        spec, failure = self._world.paths.spec_file(model.model_id), self._world.paths.failure_file(model.model_id)
+        for file in (spec, failure, failure.with_suffix(".tmp")):  # a worker may have been killed while it wrote that
             await self._persist(partial(file.unlink, missing_ok=True))
         notes.forget_exits(self._world.paths.run, notes.watcher_name(model.model_id))
         model.pid, model.info = 0, None

@@ -149,6 +149,7 @@ async def test_a_failed_load_leaves_no_file(world, keeper):
     model = await keeper.load("tiny", STUB, "")
     await until(lambda: world.circus.watchers)
     world.paths.failure_file("tiny").write_text("{}")
+    world.paths.failure_file("tiny").with_suffix(".tmp").write_text("{")
     keeper.fail(model, ModelLoadFailed("no tensors"))
     with pytest.raises(ModelLoadFailed):
         await asyncio.wait_for(keeper.outcome(model), 20)
