@@ -45,6 +45,7 @@ StreamEvent = Accepted | Tokens | Done | ErrorBody | Lost | Moved
 _BUSY = ("QueueFull", "SessionBusy")
 """Refusals that a resubmission waits out: it has been admitted before, and its caller may have part of the answer."""
 _AFTER_DEATH_S = 0.1
+_STOOD_STILL_S = 3.0
 _MAX_REPLAYS = 8
 """So many replays without a token, and the rest of an answer that has ended at the worker is given up."""
 
@@ -136,6 +137,7 @@ class StreamState:
         """Do what is due by now: time limits, retries, questions, signs of life."""
         if self.phase is Phase.ENDED:
             return []
+        self._excuse_silence(now)
         if (actions := self._limits_reached(now)) is not None:
             return actions
         if not self._online:
@@ -348,6 +350,12 @@ class StreamState:
     def _margin_s(self) -> float:
         """The worker ends a late request itself; while none has it, the client does."""
         return 0.0 if self.phase is Phase.WAITING else self._limits.deadline_margin_s
+
+    def _excuse_silence(self, now: float) -> None:
+        """A tick that is far too late: this process was stopped or starved itself, and has not read what came meanwhile."""
+        late_s = now - self.wake_at()
+        if late_s > _STOOD_STILL_S:
+            self._quiet_since += late_s
 
     def _limits_reached(self, now: float) -> list[Action] | None:
         if self._cancelled_at is not None and now >= self._cancelled_at + self._limits.cancel_s:

@@ -256,6 +256,15 @@ def test_done_before_all_tokens_came_asks_for_them_but_not_for_ever():
     assert isinstance(lost, Timeout) and "last 3 tokens" in lost.message
 
 
+def test_a_client_that_stood_still_itself_accuses_nobody():
+    state = running()
+    assert kinds(state.on_tick(500.0)) == ["resume"], "what came meanwhile has not been read yet"
+    assert state.on_event(tokens(0, 5), 500.0) and state.phase is Phase.RUNNING
+    for second in range(501, 620):
+        assert "Fail" not in kinds(state.on_tick(float(second)))
+    assert isinstance(failure(state.on_tick(620.0)), Timeout), "silence that it was there for counts"
+
+
 def test_two_lives_that_took_the_same_attempt_are_not_mixed():
     state = running()
     assert isinstance(failure(accepted(state, 0.0, "b")), WorkerDied)
@@ -301,6 +310,8 @@ def test_the_deadline_is_the_workers_first():
 
 def test_a_worker_that_is_mute_in_spite_of_questions_times_out():
     state = running()
+    asked = [kinds(state.on_tick(float(second))) for second in range(120)]
+    assert asked.count(["resume"]) + asked.count(["resume", "credit"]) > 30
     actions = state.on_tick(120.0)
     assert kinds(actions) == ["cancel", "Fail"]
     assert isinstance(failure(actions), Timeout)
