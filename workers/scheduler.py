@@ -4,10 +4,12 @@ A decode of llama.cpp takes any mixture of rows. What is decided here, and why:
 
 - Every decoding request gets its row in every tick, so running streams keep their pace.
 - Prefill rows fill up the rest: all of `max_rows` when nobody streams; else as many as the measured rates fit into
-  `STEP_TARGET_S`, but never fewer than `MIN_PREFILL_ROWS`.
+  `STEP_TARGET_S`, in whole tiles of `TILE_ROWS`, the streams' rows included.
 - One prefill is finished before the next is begun, and where a step with it is long enough already, the next waits for
   the next step: of n prompts arriving together, computing all of them together would give every one of them the time
-  to first token of the last.
+  to first token of the last. A remainder of up to `LAST_ROWS` is never left to a step of its own.
+- Where that leaves room and nobody streams, a step waits for a moment for prompts that are just being looked up: without
+  it the first of a burst would be computed alone, and the others behind it.
 - The queue is ordered by priority, then arrival, and waiting raises priority, so nothing starves.
 - Requests of different adapter sets cannot share a decode; the sets take turns.
 """
@@ -18,12 +20,21 @@ from typing import Generic, TypeVar
 
 STEP_TARGET_S = 0.15
 """Aim for a step with prefill rows beside streams: the gap a reader notices, against the prefill's throughput."""
-MIN_PREFILL_ROWS = 64
-"""From 64 rows on llama.cpp computes CPU attention in tiles: at depth 4 096, 63 rows took 1 010 ms and 64 rows 606 ms."""
+TILE_ROWS = 64
+"""From 64 rows on llama.cpp computes CPU attention in tiles of 64 rows, and a tile costs nearly the same however few rows are in
+it. At depth 4 096, 63 rows took 1 010 ms and 64 rows 606 ms; at depth 1 024, 64 rows took 290 ms and 65 rows 323 ms."""
+MIN_PREFILL_ROWS = 32
+"""Beside so many streams that a tile would leave a prefill fewer rows than this, a step has one more tile."""
+LAST_ROWS = 8
+"""A prefill that has so few rows left beyond its share is finished at once: they add a tenth to a step, and alone cost a whole."""
 ENOUGH_STEP_S = 0.1
 """A step of so much prefill is not made longer for the sake of another prompt: it would only hold back the first."""
 AGING_S = 2.0
 """Waiting this long is worth one step of priority."""
+GATHER_S, GATHER_SHARE = 0.005, 32
+"""A step is put off for so long at most, and at most for this part of what it should take."""
+LOOKUP_S = 0.001
+"""A lookup takes one to two milliseconds; waiting for less is in vain."""
 TURN_TICKS = 8
 """Ticks one adapter set may have in a row while another waits; a switch costs 2.5 ms."""
 _SMOOTHING = 0.2
@@ -50,7 +61,7 @@ class Candidate:
 class Limits:
     """What one decode can take: rows, rows with logits, and prefill rows among the rows.
 
-    With `enough_rows` prefill rows, no further prefill is begun.
+    A prefill may have up to `LAST_ROWS` more where that finishes it. With `enough_rows` prefill rows, no further prefill is begun.
     """
 
     max_rows: int
@@ -86,33 +97,44 @@ def plan_rows(candidates: Sequence[Candidate], limits: Limits) -> list[Share]:
     budget = min(rows, limits.prefill_rows)
     begun = 0
     for index, one in enumerate(candidates):
-        if not one.is_prefill or not budget or begun >= limits.enough_rows:
+        if not one.is_prefill or begun >= min(budget, limits.enough_rows):
             continue
         silent = one.rows_left - one.outputs_last
-        num_rows = min(budget, one.rows_left, silent + outputs)
+        room = budget - begun
+        if one.rows_left > min(room + LAST_ROWS, rows - begun, silent + outputs):
+            num_rows = min(room, silent + outputs)
+        else:
+            num_rows = one.rows_left
         if num_rows <= 0:
             continue
         num_outputs = max(0, num_rows - silent)
         shares.append(Share(index, num_rows, num_outputs))
-        budget -= num_rows
         begun += num_rows
         outputs -= num_outputs
     return shares
 
 
-def prefill_rows(max_rows: int, num_streams: int, rates: "Rates") -> int:
-    """How many prefill rows a step may have beside `num_streams` streaming requests."""
-    if not num_streams or rates.prefill_row_s <= 0:
-        return max_rows if not num_streams else min(max_rows, MIN_PREFILL_ROWS)
-    fitting = int((STEP_TARGET_S - rates.decode_step_s) / rates.prefill_row_s)
-    return max(min(MIN_PREFILL_ROWS, max_rows), min(max_rows, fitting))
+def prefill_rows(max_rows: int, num_beside: int, rates: "Rates") -> int:
+    """How many prefill rows a step may have beside `num_beside` rows of streams."""
+    if not num_beside:
+        return max_rows
+    fitting = (STEP_TARGET_S - rates.decode_step_s) / rates.prefill_row_s if rates.prefill_row_s > 0 else 0.0
+    fewest = -(-(num_beside + MIN_PREFILL_ROWS) // TILE_ROWS)
+    tiles = max(fewest, round((num_beside + fitting) / TILE_ROWS))
+    return min(max_rows, tiles * TILE_ROWS - num_beside)
 
 
 def enough_rows(max_rows: int, rates: "Rates") -> int:
     """How many prefill rows make a step worth while by themselves; all of them as long as nothing was measured."""
     if rates.prefill_row_s <= 0:
         return max_rows
-    return max(MIN_PREFILL_ROWS, int(ENOUGH_STEP_S / rates.prefill_row_s))
+    return max(TILE_ROWS, int(ENOUGH_STEP_S / rates.prefill_row_s))
+
+
+def gathering_s(num_prefill: int, rates: "Rates") -> float:
+    """How long a step of so many prefill rows alone may be put off for prompts that could share it."""
+    most = min(GATHER_S, rates.step_estimate_s(num_prefill) / GATHER_SHARE)
+    return most if most >= LOOKUP_S else 0.0
 
 
 class Rates:

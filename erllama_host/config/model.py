@@ -88,7 +88,7 @@ class ModelConfig(_Section, frozen=True):
         n_ctx: most tokens of one request; None is min(trained, 8192). n_cells: KV cells of the model; None is 2 × n_ctx.
         n_batch, n_ubatch: most tokens of one step, and of one of its parts.
         n_threads, n_threads_batch: threads for one token at a time, and for prompts; None is one per core.
-        n_seq_max: requests that run at a time. retained_cells_max: cells of finished requests kept while others decode.
+        n_seq_max: requests that run at a time. retained_cells_max: cells of finished requests kept while others run.
         flash_attn: False means no cache (and `model_info` says so).
         type_k, type_v: KV types, e.g. `f16`, `q8_0`.
         rope_freq_base, rope_freq_scale, rope_scaling_type: position encoding; None is the model's own.

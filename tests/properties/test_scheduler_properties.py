@@ -5,11 +5,16 @@ from hypothesis import strategies as st
 
 from workers.scheduler import (
     AGING_S,
+    GATHER_S,
+    GATHER_SHARE,
+    LAST_ROWS,
     MIN_PREFILL_ROWS,
+    TILE_ROWS,
     Candidate,
     Limits,
     Rates,
     Rotation,
+    gathering_s,
     plan_rows,
     prefill_rows,
     urgency,
@@ -33,7 +38,9 @@ def test_a_plan_keeps_every_limit_and_serves_in_order(wanted, limit):
     assert sum(share.num_rows for share in shares) <= limit.max_rows
     assert sum(share.num_outputs for share in shares) <= limit.max_outputs
     prefill = [share for share in shares if wanted[share.index].is_prefill]
-    assert sum(share.num_rows for share in prefill) <= limit.prefill_rows
+    assert sum(share.num_rows for share in prefill) <= limit.prefill_rows + LAST_ROWS
+    if sum(share.num_rows for share in prefill) > limit.prefill_rows:
+        assert prefill[-1].num_rows == wanted[prefill[-1].index].rows_left, "more than its share only to be finished"
     for share in shares:
         one = wanted[share.index]
         assert 0 < share.num_rows <= one.rows_left
@@ -47,6 +54,11 @@ def test_a_plan_keeps_every_limit_and_serves_in_order(wanted, limit):
     assert sum(share.num_rows for share in prefill[:-1]) < limit.enough_rows
     outputs_left = limit.max_outputs - sum(share.num_outputs for share in shares)
     assert len(unfinished) <= 1 or outputs_left == 0
+    # A few last rows are not left to a step of their own where there is room for them.
+    rows_left = limit.max_rows - sum(share.num_rows for share in shares)
+    for share in unfinished:
+        left = wanted[share.index].rows_left - share.num_rows
+        assert left > min(LAST_ROWS, rows_left) or wanted[share.index].outputs_last > outputs_left
 
 
 @settings(max_examples=150, deadline=None)
@@ -85,17 +97,30 @@ def test_every_request_is_computed_to_its_end_row_by_row(requests, limit):
     assert not left
 
 
-@settings(deadline=None)
-@given(st.integers(1, 2048), st.integers(0, 64), st.lists(st.tuples(st.integers(0, 512), st.integers(0, 64),
-       st.floats(0, 100)), max_size=20))  # fmt: skip
-def test_prefill_budgets_are_full_when_nobody_streams_and_never_tiny(max_rows, streams, measured):
+speeds = st.lists(st.tuples(st.integers(0, 512), st.integers(0, 64), st.floats(0, 100)), max_size=20)
+
+
+def rates_after(measured):
     rates = Rates()
     for num_prefill, num_decode, seconds in measured:
         rates.note(num_prefill, num_decode, seconds)
-    rows = prefill_rows(max_rows, streams, rates)
+    return rates
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2048), st.integers(0, 300), speeds)
+def test_prefill_budgets_are_full_when_nobody_streams_and_else_fill_whole_tiles(max_rows, beside, measured):
+    rows = prefill_rows(max_rows, beside, rates_after(measured))
     assert min(MIN_PREFILL_ROWS, max_rows) <= rows <= max_rows
-    if not streams:
-        assert rows == max_rows
+    assert rows == max_rows or (beside and (beside + rows) % TILE_ROWS == 0)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2048), speeds)
+def test_a_step_is_put_off_by_a_small_part_of_what_it_takes(num_prefill, measured):
+    rates = rates_after(measured)
+    assert 0 <= gathering_s(num_prefill, rates) <= GATHER_S
+    assert gathering_s(num_prefill, rates) * GATHER_SHARE <= rates.step_estimate_s(num_prefill) * 1.001
 
 
 def test_the_budget_follows_the_measured_speed():
@@ -105,7 +130,7 @@ def test_the_budget_follows_the_measured_speed():
         fast.note(512, 4, 0.105)
         slow.note(0, 4, 0.1)
         slow.note(64, 4, 1.0)
-    assert prefill_rows(4096, 4, fast) > 512 and prefill_rows(4096, 4, slow) == MIN_PREFILL_ROWS
+    assert prefill_rows(4096, 4, fast) > 512 and prefill_rows(4096, 4, slow) == TILE_ROWS - 4
 
 
 @settings(deadline=None)

@@ -35,6 +35,8 @@ class Admission:
         while (request := self._next(now)) is not None:
             self._admit(request, now)
             moved = True
+        if moved and self._core.running:
+            self._core.bound_live_cache()  # before cells are filled again: the lower they lie, the cheaper every row is
         for request in list(self._core.running):
             if request.phase is Phase.WAITING:
                 moved |= self._stop_waiting(request, now)

@@ -19,6 +19,9 @@ from workers.scheduler import Rates
 from workers.sequence import Phase, Request
 from workers.text import AnswerText
 
+IDLE_SHARE = 8
+"""Beside running requests, live cache that the store has too may hold `retained_cells_max / IDLE_SHARE / running` cells."""
+
 MakeText = Callable[[Vocabulary, Submit], AnswerText]
 Clock = Callable[[], float]
 
@@ -58,6 +61,11 @@ class Core:
     def space(self, uses: AdapterSet) -> KeySpace:
         """The key space of an adapter set."""
         return self.namespace.space(self.adapters.identity(uses))
+
+    def bound_live_cache(self) -> None:
+        """Let live cache go that would slow down what runs; see `Pool.keep_within`. Something must run."""
+        bound = self.config.retained_cells_max
+        self.pool.keep_within(bound // IDLE_SHARE // len(self.running), bound)
 
     @property
     def num_streaming(self) -> int:

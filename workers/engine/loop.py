@@ -252,6 +252,8 @@ class Serving:
         core.pulse.rest()
         timeout = POLL_WAIT_S if core.kv.waiting or self._calls.waiting else IDLE_WAIT_S
         deadlines = [one.submit.deadline for one in core.by_ref.values() if one.submit.deadline is not None]
+        if self._stepper.gathers_until is not None:
+            deadlines.append(self._stepper.gathers_until)
         if deadlines:
             timeout = min(timeout, max(0.0, min(deadlines) - core.clock()))
         if core.parking is not None:

@@ -17,11 +17,10 @@ from workers.engine.batch import Batch
 from workers.engine.core import Core
 from workers.engine.drafts import Drafts
 from workers.engine.requests import Requests
-from workers.scheduler import Candidate, Limits, Rotation, enough_rows, plan_rows, prefill_rows
+from workers.scheduler import Candidate, Limits, Rotation, enough_rows, gathering_s, plan_rows, prefill_rows
 from workers.sequence import Phase, Request
 
-IDLE_SHARE = 8
-"""Beside running requests, live cache that the store has too may hold `retained_cells_max / IDLE_SHARE / running` cells."""
+_ALMOST_READY = frozenset({Phase.LOOKUP, Phase.RESTORING})
 
 
 @dataclass(slots=True)
@@ -55,11 +54,16 @@ class Stepper:
         self._rotation: Rotation[AdapterSet] = Rotation()
         self._drafts = Drafts(core)
         self._decoding: list[_Part] = []
+        self._gathers_since: float | None = None
+        self.gathers_until: float | None = None
+        """Until when a step is put off; None if none is."""
         self.before_decode: Callable[[StepInfo], None] = lambda _info: None
         """Called right before each decode."""
 
     def step(self) -> bool:
-        """Compute once. False if no request has anything to compute."""
+        """Compute once. False if no request has anything to compute, or a step is put off for a moment."""
+        if self._gathers():
+            return False
         parts = self._next_tokens() or self._plan_that_fits()
         if not parts:
             return False
@@ -72,9 +76,7 @@ class Stepper:
         if info.num_prefill:
             self._answers.flush_all()
             core.mailbox.announce()
-        if info.num_decode:
-            bound = core.config.retained_cells_max
-            core.pool.keep_within(bound // IDLE_SHARE // len(core.running), bound)
+        core.bound_live_cache()
         uses = parts[0].request.uses
         assert uses is not None
         core.adapters.apply(uses)
@@ -93,6 +95,23 @@ class Stepper:
         return True
 
     # --- planning -----------------------------------------------------------------------------------------------------
+
+    def _gathers(self) -> bool:
+        """Whether to wait with a step of prefills alone for others that are about to be ready, and would fit in."""
+        core, began, self.gathers_until = self._core, self._gathers_since, None
+        self._gathers_since = None
+        if not any(request.phase in _ALMOST_READY for request in core.running) or core.num_streaming:
+            return False
+        num_rows = sum(request.rows_left for request in core.running if request.phase is Phase.PREFILL)
+        if not 0 < num_rows < enough_rows(core.backend.limits.max_rows, core.rates):
+            return False
+        now = core.clock()
+        began = now if began is None else began
+        until = began + gathering_s(num_rows, core.rates)
+        if now >= until:
+            return False
+        self._gathers_since, self.gathers_until = began, until
+        return True
 
     def _next_tokens(self) -> list[_Part] | None:
         """The parts of the last step, each with the token sampled since; None unless that is what a plan would come to.
@@ -136,9 +155,9 @@ class Stepper:
         ready.sort(key=lambda request: -request.submit.priority)  # stable: then in order of admission
         drafts = self._drafts.propose(ready)
         candidates = [self._candidate(request, len(drafts.get(request.ref, ()))) for request in ready]
-        streams = sum(not candidate.is_prefill for candidate in candidates)
+        beside = sum(candidate.rows_left for candidate in candidates if not candidate.is_prefill)
         limits = core.backend.limits
-        budget = prefill_rows(limits.max_rows, streams, core.rates)
+        budget = prefill_rows(limits.max_rows, beside, core.rates)
         enough = enough_rows(limits.max_rows, core.rates)
         shares = plan_rows(candidates, Limits(limits.max_rows, limits.max_outputs, budget, enough))
         parts, first = [], 0
