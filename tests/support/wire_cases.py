@@ -1,6 +1,7 @@
-"""Hostile messages for every kind on the wire: wrong bytes, wrong structure, wrong values. Deterministic for a seed.
+"""Hostile messages for every kind on the wire: wrong bytes, wrong structure, wrong values, and right but for a value or two.
 
-The bodies are derived from the message types themselves, so a kind added to `kinds.py` is attacked without a line here.
+The bodies are derived from the message types themselves, so a kind added to `kinds.py` is attacked without a line here. The same
+cases for the same seed.
 """
 
 import random
@@ -20,7 +21,33 @@ ODD_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e300, -1e300, float("inf"), float("-inf"), 
 ODD_TEXTS = ("", "a", "../../etc/passwd", "\x00", "{{ 1/0 }}", "é" * 50, "x" * 3000, "😀", "%s%n", "root ::= root")
 ODD_BYTES = (b"", b"\x00", b"\xff" * 4, b"abc", b"\xff" * 32, b"\x01\x00\x00\x00" * 40)
 # Kinds that a well-formed message of would end what the fuzzer talks to.
+MANNERS = ("bytes", "structure", "values", "nearly")
+STEERS_A_STREAM = frozenset({"infer", "resume", "credit", "cancel"})
 ENDS_THE_TARGET = frozenset({"drain", "unload", "restart"})
+
+
+def right_body(kind: str, model: str) -> dict[str, Any]:
+    """A body of `kind` that is carried out, where that does not end or multiply what is attacked."""
+    text, tokens = "does it hold?", b"".join(code.to_bytes(4, "little") for code in b"hello")
+    bodies: dict[str, dict[str, Any]] = {
+        "infer": {"text": text, "max_tokens": 3},
+        "load_model": {"model_id": model, "config": {"backend": "stub"}},
+        "model_info": {"model_id": model},
+        "cache": {"op": "stats", "arguments": {}},
+        "tokenize": {"text": text},
+        "detokenize": {"tokens": tokens},
+        "apply_chat_template": {"chat": {"messages": [{"role": "user", "content": text}]}},
+        "embed": {"texts": [text]},
+        "load_adapter": {"path": "/nowhere.gguf"},
+        "unload_adapter": {"handle": "none"},
+        "set_adapter_scale": {"handle": "none", "scale": 1.0},
+        "cached_prefix_len": {"tokens": tokens},
+        "end_session": {"session_id": "a"},
+        "fork": {"session_id": "a"},
+        "verify": {"tokens": tokens, "draft": tokens},
+        "draft": {"tokens": tokens, "n": 2},
+    }
+    return bodies.get(kind, {})
 
 
 @dataclass(frozen=True)
@@ -39,13 +66,15 @@ class CaseMaker:
     def __init__(self, seed: int, model: str) -> None:
         self._random = random.Random(seed)
         self._model = model
+        self._few_fields = False
+        self._last_stream = f"{model}/{0:032x}"
         self._kinds = sorted(HOST_KINDS.keys() | MODEL_KINDS.keys() | LINK_KINDS.keys())
 
     def cases(self, count: int) -> Iterator[Case]:
-        """`count` cases, a third each with wrong bytes, wrong structure and odd values."""
+        """`count` cases, as many of each manner."""
         for number in range(count):
             kind = self._kinds[number % len(self._kinds)]
-            yield self._case(kind, ("bytes", "structure", "values")[number // len(self._kinds) % 3])
+            yield self._case(kind, MANNERS[number // len(self._kinds) % len(MANNERS)])
 
     def _case(self, kind: str, manner: str) -> Case:
         model = "" if kind in HOST_KINDS else self._pick([self._model, self._model, "nosuch", "", "UPPER", "a/b"])
@@ -53,10 +82,37 @@ class CaseMaker:
         fields: list[Any] = [PROTOCOL_VERSION, kind, ref, model, self._pick([0, 1, 500, 2**31]), b""]
         if manner == "bytes" and self._random.random() < 0.3:
             fields[self._random.randrange(len(fields))] = self._anything(2)
-        body = self._bytes() if manner == "bytes" else _pack(self._structure(kind, odd_values_only=manner == "values"))
+        if manner == "nearly":
+            ref = fields[2] = self._stream_or(kind, f"{model or '@host'}/{self._random.getrandbits(128):032x}")
+            body = _pack(self._nearly_right(kind))
+        elif manner == "bytes":
+            body = self._bytes()
+        else:
+            body = _pack(self._structure(kind, odd_values_only=manner == "values"))
         if kind in ENDS_THE_TARGET:
             body = b"\xc1" + body
         return Case(kind, _pack(fields), body, ref)
+
+    def _stream_or(self, kind: str, ref: str) -> str:
+        """A ref: often that of the last stream, so that it is steered, resumed and sent again in every order."""
+        if kind in STEERS_A_STREAM and self._random.random() < 0.6:
+            return self._last_stream
+        if kind == "infer" and ref.startswith(f"{self._model}/"):
+            self._last_stream = ref
+        return ref
+
+    def _nearly_right(self, kind: str) -> Any:
+        """A right body, but for one or two fields; in a structure within it, but for one or two of its own."""
+        row = HOST_KINDS.get(kind) or MODEL_KINDS.get(kind)
+        shape = shapes.type_info(row.body if row is not None else LINK_KINDS[kind])
+        body = right_body(kind, self._model)
+        # Every other name would be one more model.
+        open_fields = [each for each in getattr(shape, "fields", ()) if each.encode_name not in ("model_id", "peer")]
+        self._few_fields = True
+        for field in self._random.sample(open_fields, min(len(open_fields), self._random.randrange(3))):
+            body[field.encode_name] = self._value_of(field.type, 1)
+        self._few_fields = False
+        return body
 
     def _structure(self, kind: str, *, odd_values_only: bool) -> Any:
         row = HOST_KINDS.get(kind) or MODEL_KINDS.get(kind)
@@ -82,7 +138,8 @@ class CaseMaker:
         """A value of the type, with odd contents."""
         match shape:
             case shapes.StructType(cls=cls):
-                chosen = [field for field in shape.fields if field.required or self._random.random() < 0.5]
+                share = 2 / len(shape.fields) if self._few_fields and shape.fields else 0.5
+                chosen = [field for field in shape.fields if field.required or self._random.random() < share]
                 values = {field.encode_name: self._value_of(field.type, depth + 1) for field in chosen}
                 if issubclass(cls, msgspec.Struct) and cls.__struct_config__.array_like:
                     return [self._value_of(field.type, depth + 1) for field in shape.fields]
