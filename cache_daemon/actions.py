@@ -47,6 +47,15 @@ class Salvage:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """A reader did not find what it was told of: look at the file's header, and say `Catalog.looked_at`."""
+
+    identity: Identity
+    tier: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Carry:
     """Write a copy of a published file into another tier, durably; then say `carried` or `carry_failed`."""
 
@@ -58,4 +67,4 @@ class Carry:
     file_bytes: int
 
 
-Action = Unlink | Move | ForgetMapping | Salvage | Carry
+Action = Unlink | Move | ForgetMapping | Salvage | Check | Carry

@@ -88,7 +88,9 @@ class Carrying:
         entry.carrying = False
         if carry.tier not in entry.copies:
             self._holdings.add_copy(
-                entry, Copy(carry.tier, inode, generation, carry.file_bytes, recyclable=False, verified=True)
+                # What comes back from a disk is compared when it is read first.
+                entry,
+                Copy(carry.tier, inode, generation, carry.file_bytes, recyclable=False, verified=False),
             )
         self._holdings.tally.count("carried")
 

@@ -13,7 +13,7 @@ before the answer is sent. The rules it keeps, whatever happens:
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cache_daemon.actions import Action, Move, Salvage, Unlink
+from cache_daemon.actions import Action, Check, Move, Salvage, Unlink
 from cache_daemon.carrying import Carrying
 from cache_daemon.entries import Copy, Entry, FileRef, Identity, TierSpec
 from cache_daemon.holdings import Coming, Holdings
@@ -89,15 +89,37 @@ class Catalog:
         return Granted(match, lease, self._miss_reason(prompt, match, parent_key, cautious))
 
     def release(
-        self, lease: int, owner: str, *, verified: Iterable[Identity] = (), corrupt: Iterable[Identity] = ()
+        self,
+        lease: int,
+        owner: str,
+        *,
+        verified: Iterable[Identity] = (),
+        corrupt: Iterable[Identity] = (),
+        raced: Iterable[Identity] = (),
     ) -> None:
-        """A reader is done. What it found out: payloads whose checksum holds, and such where it does not."""
+        """A reader is done. What it found out: checksums that hold, such that do not, and files that were not as told."""
         self._settle(self.leases.release(lease, owner))
         for identity in verified:
             if (entry := self.holdings.entries.get(identity)) is not None:
                 self.holdings.fastest_copy(entry).verified = True
         for identity in corrupt:
             self.holdings.drop_corrupt(identity)
+        for identity in raced:
+            if (entry := self.holdings.entries.get(identity)) is not None:
+                tier = self.holdings.fastest_copy(entry).tier
+                self.holdings.actions.append(Check(identity, tier, self.holdings.path_of(identity, tier)))
+
+    def looked_at(self, check: Check, inode: int | None) -> bool:
+        """What a `Check` found: a good file with that inode, or none. True: it was not our copy, which is given up.
+
+        Somebody has removed the file, cut it or put another in its place. It would be offered for ever, and never written again.
+        """
+        entry = self.holdings.entries.get(check.identity)
+        copy = entry.copies.get(check.tier) if entry is not None else None
+        if copy is None or copy.inode == inode:
+            return False
+        self.holdings.drop_corrupt(check.identity, check.tier)
+        return True
 
     def _not_fatal(self, identity: Identity) -> bool:
         return self.holdings.entries[identity].deaths == 0

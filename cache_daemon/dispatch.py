@@ -103,7 +103,11 @@ class Dispatch:
         if body.raced:
             self._catalog.holdings.tally.count("raced", len(body.raced))
         self._catalog.release(
-            body.lease, peer.owner, verified=_identities(body.verified), corrupt=_identities(body.corrupt)
+            body.lease,
+            peer.owner,
+            verified=_identities(body.verified),
+            corrupt=_identities(body.corrupt),
+            raced=_identities(body.raced),
         )
 
     # ---- writers -------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class Holdings:
         return freed
 
     def drop_corrupt(self, identity: Identity, tier: str | None = None) -> None:
-        """A copy of a segment (by default the fastest) is damaged: remove it."""
+        """A copy of a segment (by default the fastest) is damaged, or not there: remove it."""
         entry = self.entries.get(identity)
         if entry is None or (tier is not None and tier not in entry.copies):
             return

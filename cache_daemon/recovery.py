@@ -13,6 +13,7 @@ from pathlib import Path
 from cache_daemon.actions import Salvage
 from cache_daemon.catalog import Catalog
 from cache_daemon.entries import Copy
+from cache_daemon.removing import remove
 from cache_daemon.segment_files import REMOVED, FoundFile, Worth, payload_is_good, read_segment_file
 from cache_daemon.tiers.directory import TierDirectory
 
@@ -52,7 +53,7 @@ def _adopt_or_remove(catalog: Catalog, tier: str, path: str, name: str, report: 
         report.num_by_worth[found.value] += 1
         catalog.holdings.tally.count(f"recovery_{found.value}")
         if found in REMOVED:
-            Path(path).unlink(missing_ok=True)
+            remove(path)
         return
     report.num_adopted += 1
     _adopt(catalog, tier, tier, found, verified=False)
@@ -63,14 +64,14 @@ def salvage(catalog: Catalog, action: Salvage) -> bool:
 
     The payload is read here, unlike at start: a writer that died may have died of what it wrote.
     """
-    Path(action.temporary).unlink(missing_ok=True)
+    remove(action.temporary)
     found = read_segment_file(action.final, Path(action.final).name)
     if isinstance(found, FoundFile) and payload_is_good(action.final, found.header):
         catalog.salvaged(action, (action.tier, found.inode))
         _adopt(catalog, action.tier, action.target_tier, found, verified=True)
         return True
     if isinstance(found, FoundFile) or found in REMOVED:
-        Path(action.final).unlink(missing_ok=True)
+        remove(action.final)
     catalog.salvaged(action, None)
     return False
 

@@ -1,6 +1,8 @@
 """Reading published segment files from a directory, and deciding what each is worth. Reads only."""
 
+import errno
 import os
+import stat
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,7 +25,9 @@ class Worth(Enum):
     """What is to be done with a file that is not a good segment."""
 
     FOREIGN = "foreign"
-    """Not named as ours: left alone."""
+    """Not named as ours, or no file at all (a directory, a pipe, a link): left alone."""
+    UNREADABLE = "unreadable"
+    """The disk does not give it: left alone."""
     NEWER = "newer_version"
     """Written by a later release: left alone, so that going back and forth loses nothing."""
     OLDER = "older_version"
@@ -52,15 +56,19 @@ def read_segment_file(path: str, name: str) -> FoundFile | Worth:
     if identity is None:
         return Worth.FOREIGN
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return Worth.FOREIGN
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # or a pipe waits for its writer
+    except OSError as error:
+        return Worth.UNREADABLE if error.errno == errno.EIO else Worth.FOREIGN
     try:
         status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return Worth.FOREIGN
         data = os.pread(fd, PAGE_BYTES, 0)
         needed = header_bytes_needed(data)
         if len(data) < needed <= status.st_size:
             data = os.pread(fd, needed, 0)
+    except OSError:
+        return Worth.UNREADABLE
     finally:
         os.close(fd)
     header = decode_header(data, checksum) if needed <= len(data) else HeaderProblem.JUNK

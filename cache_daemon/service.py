@@ -15,13 +15,15 @@ from typing import Any
 import msgspec
 import zmq
 
-from cache_daemon.actions import Action, Carry, ForgetMapping, Move, Salvage, Unlink
+from cache_daemon.actions import Action, Carry, Check, ForgetMapping, Move, Salvage, Unlink
 from cache_daemon.admin import Admin
 from cache_daemon.background import Background
 from cache_daemon.catalog import Catalog
 from cache_daemon.dispatch import Dispatch, Wait
 from cache_daemon.peers import CHECK_INTERVAL_S, Peer, PeerTable
 from cache_daemon.recovery import RecoveryReport, recover, salvage
+from cache_daemon.removing import remove
+from cache_daemon.segment_files import FoundFile, read_segment_file
 from cache_daemon.tiers.directory import TierDirectory
 from cache_daemon.writebehind import Arrived, NotArrived, carry
 from erllama_host.errors import ErllamaError, InvalidRequest, ProtocolMismatch
@@ -190,7 +192,7 @@ class CacheService:
             raise InvalidRequest(f"unknown kind {envelope.kind!r}", field="kind")
         body = decode_body(envelope.kind, frame, kind.body)
         if envelope.kind == "cache":
-            return self._admin.call(body.op, body.arguments, now, lambda a: self._deliver(routing, envelope, a))
+            return self._admin.call(body.op, body.arguments, now, lambda a: self._deliver_late(routing, envelope, a))
         if envelope.kind == "k.ping" and not (envelope.model and self._peers.get(routing) is None):
             return Ok()
         if envelope.kind == "k.hello":
@@ -203,6 +205,10 @@ class CacheService:
             self._worker_gone(peer, now, "left")
             return Ok()
         return self._dispatch.handle(envelope.kind, peer, body, now)
+
+    def _deliver_late(self, routing: bytes, envelope: Envelope, answer: Any) -> None:
+        self._carry_out()  # as for any answer: what it tells of has happened
+        self._deliver(routing, envelope, answer)
 
     def _deliver(self, routing: bytes, envelope: Envelope, answer: Any) -> None:
         if isinstance(answer, Wait):
@@ -287,7 +293,14 @@ class CacheService:
         for tier in self._tiers:
             ledger = self.catalog.holdings.stocks[tier.spec.name].ledger
             before = ledger.limit_bytes
-            self.catalog.holdings.set_limit(tier.spec.name, tier.room_bytes(ledger.used_bytes))
+            try:
+                room_bytes = tier.room_bytes(ledger.used_bytes)
+            except FileNotFoundError:
+                raise  # somebody has removed the directory: the next daemon makes it anew
+            except OSError as error:
+                self._log.rate_limited("tier_not_looked_at", tier=tier.spec.name, why=error.strerror)
+                continue
+            self.catalog.holdings.set_limit(tier.spec.name, room_bytes)
             if ledger.limit_bytes < ledger.budget_bytes and before == ledger.budget_bytes:
                 self._log.warning(
                     "tier_is_smaller_than_its_budget",
@@ -305,8 +318,8 @@ class CacheService:
                 assert entry is not None
                 try:
                     os.utime(self.catalog.holdings.path_of(identity, tier), (entry.last_used_s, entry.last_used_s))
-                except FileNotFoundError:
-                    self._log.rate_limited("segment_file_is_gone", tier=tier)
+                except OSError as error:  # gone, or the disk has become read-only
+                    self._log.rate_limited("segment_file_not_touched", tier=tier, why=error.strerror)
 
     # ---- actions -------------------------------------------------------------------------------------------------
 
@@ -318,25 +331,34 @@ class CacheService:
     def _perform(self, action: Action) -> None:
         match action:
             case Unlink(path):
-                Path(path).unlink(missing_ok=True)
+                if (why := remove(path)) is not None:
+                    self._log.rate_limited("file_not_removed", path=path, why=why)
             case Move(source, target):
                 self._move(source, target)
             case Salvage():
                 self.catalog.holdings.tally.count("salvaged" if salvage(self.catalog, action) else "reservations_freed")
             case Carry():
                 self._carrier.submit(lambda: carry(action), lambda result: self._carried(action, result))
+            case Check():
+                self._check(action)
             case ForgetMapping(owner, tier, inode):
                 peer = self._peers.of_owner(owner)
                 if peer is not None:
                     body = m.Forget(files=[m.FileId(tier, inode)])
                     self._send(peer.routing, Envelope(PROTOCOL_VERSION, "k.forget", ""), body)
 
+    def _check(self, action: Check) -> None:
+        found = read_segment_file(action.path, Path(action.path).name)
+        if self.catalog.looked_at(action, found.inode if isinstance(found, FoundFile) else None):
+            why = "replaced" if isinstance(found, FoundFile) else found.value
+            self._log.warning("segment_file_is_not_what_it_was", path=action.path, found=why)
+
     def _move(self, source: str, target: str) -> None:
         try:
             Path(source).rename(target)
-        except FileNotFoundError:
-            # Somebody emptied the directory. Whoever gets this file finds nothing, and gives it back.
-            self._log.rate_limited("file_to_recycle_is_gone", path=source)
+        except OSError as error:
+            # Mostly because somebody emptied the directory. Whoever gets this file finds nothing, and gives it back.
+            self._log.rate_limited("file_not_recycled", path=source, why=error.strerror)
 
     def _carried(self, action: Carry, result: Arrived | NotArrived) -> None:
         if isinstance(result, Arrived):

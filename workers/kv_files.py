@@ -80,24 +80,36 @@ class Linked:
 
 
 def link_final(temporary: str, final: str, mapping: Mapping, header: SegmentHeader) -> Linked | None:
-    """Give a sealed file its final name, unless a good file has it. None: the reservation was lost (the file is gone).
+    """Give a sealed file its final name, unless a good file has it.
+
+    None: it cannot be had. Mostly the reservation was lost, and the file is gone; the filesystem may refuse the name, too.
 
     link(2) is atomic and never replaces, so of two writers one wins, and a reader sees a whole file or none.
     """
     while True:
         try:
             os.link(temporary, final)
-        except FileNotFoundError:
-            return None
         except FileExistsError:
             existing = _adoptable(final, header.meta)
             if existing is not None:
                 Path(temporary).unlink(missing_ok=True)
                 return existing
-            Path(final).unlink(missing_ok=True)  # junk under our name: nobody can have a lease on it
+            if not _removed(final):
+                return None
             continue
+        except OSError:
+            return None
         Path(temporary).unlink(missing_ok=True)
         return Linked(mapping.inode, mapping.generation, header.payload_bytes, mapping.num_bytes, adopted=False)
+
+
+def _removed(path: str) -> bool:
+    """Remove junk under our name: nobody can have a lease on it. False where it is no file."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _adoptable(path: str, meta: SegmentMeta) -> Linked | None:

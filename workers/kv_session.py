@@ -20,7 +20,7 @@ from workers.cells import LiveSequence
 from workers.counters import Counters
 from workers.kv_keys import Piece, RowKeys
 from workers.kv_restore import Restorer, query_for
-from workers.kv_saves import RETRY_S, Clock, Saver
+from workers.kv_saves import FULL_RETRY_S, RETRY_S, Clock, Saver
 from workers.kv_store import KvStore
 from workers.kv_types import LookupQuery, LookupResult, Pending
 from workers.pool import Pool
@@ -33,6 +33,8 @@ MAX_SNAPSHOTS_PER_PROMPT = 8
 """A snapshot at every block end of a long prompt would cost more than it saves."""
 OFFER_S = 2.0
 """How often finished rows that are not stored are looked for. More often would only ask a daemon that is not there yet."""
+LOSSES_IN_A_ROW = 3
+"""A daemon that dies in the middle of saves is noticed in one to three of them."""
 ALMOST_ALL_TOKENS = 8
 """With so few tokens missing, a lookup takes longer than computing them."""
 
@@ -60,6 +62,7 @@ class KvSession:
         self._rows: dict[str, RowKeys] = {}
         self._next_offer = 0.0
         self._num_unpublished = 0
+        self._losses, self._lost_at = 0, 0.0
         pool.set_rescue(self.rescue)
 
     # --- gates --------------------------------------------------------------------------------------------------------
@@ -324,8 +327,7 @@ class KvSession:
         now = self._clock()
         if self.store.num_unpublished != self._num_unpublished:
             self._num_unpublished = self.store.num_unpublished
-            for live in self._pool.cells:
-                live.distrust()
+            self._lost_something(now)
         for live in reversed(self._pool.cells.idle()) if self.store.connected else ():
             if live.is_saved or not saver.may_ask(live) or not self.is_usable(live) or self.gate(len(live.tokens)):
                 continue
@@ -336,6 +338,15 @@ class KvSession:
             return True
         self._next_offer = now + OFFER_S
         return False
+
+    def _lost_something(self, now: float) -> None:
+        """Take nothing for stored any more. Once, that costs questions; if it goes on, all would be packed again and again: pause."""
+        self._losses = self._losses + 1 if now - self._lost_at < 2 * FULL_RETRY_S else 1
+        self._lost_at = now
+        for live in self._pool.cells:
+            live.distrust()
+            if self._losses > LOSSES_IN_A_ROW:
+                live.no_save_before = now + FULL_RETRY_S
 
     @property
     def waiting(self) -> bool:

@@ -65,10 +65,14 @@ class TierDirectory:
         return used_bytes + max(0, free)
 
     def files(self) -> Iterator[os.DirEntry[str]]:
-        """All files in the shards, published by name; foreign ones included."""
+        """All files in the shards, published by name; foreign ones included. A shard that the disk does not give has none."""
         for shard in SHARDS:
-            with os.scandir(self.path / shard) as entries:
-                yield from entries
+            try:
+                with os.scandir(self.path / shard) as entries:
+                    found = list(entries)
+            except OSError:
+                continue
+            yield from found
 
     def close(self) -> None:
         """Let another daemon have it."""

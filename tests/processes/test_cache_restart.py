@@ -1,5 +1,6 @@
 """What survives: the daemon's death, a stop and start, an emptied shared memory; and what is done with files that are not good."""
 
+import os
 import shutil
 import signal
 import struct
@@ -108,10 +109,12 @@ def test_files_that_are_not_good():
         patch(payload, 6000, b"damaged")
         foreign = good.parent / "notes.txt"
         foreign.write_text("mine")
+        (good.parent / f"{'0' * 64}.block").mkdir()
+        os.mkfifo(good.parent / f"{'0' * 64}.tail")
         host.start()
         report = host.call("stats")["recovery"]
         assert report["adopted"] == 2
-        assert report["not_adopted"] == {"junk": 2, "older_version": 1, "newer_version": 1, "foreign": 1}
+        assert report["not_adopted"] == {"junk": 2, "older_version": 1, "newer_version": 1, "foreign": 3}
         assert [path.exists() for path in (cut, junk, older, newer, foreign)] == [False, False, False, True, True]
         wait_until(lambda: hit_len(store, rows[5]) == BLOCK, "the good one to be found")
         damaged = look_up(store, rows[4])
@@ -122,6 +125,36 @@ def test_files_that_are_not_good():
         save(store, rows[3].blocks())  # a newer file of that name gives way to a save
         assert store.flush(1e18)
         assert hit_len(store, rows[3]) == BLOCK
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: os.truncate(path, 5000)])
+def test_a_file_that_was_harmed_by_hand_is_missed_once_and_then_saved_again(harm):
+    with CacheHost() as host:
+        save_row(host, host.store())
+        reader = host.store()  # has nothing mapped
+        row = Row(range(BLOCK))
+        harm(next(path for path in host.segment_files() if path.stem == row.key(BLOCK).hex()))
+        missed = look_up(reader, ROW)
+        assert (missed.hit_len, missed.miss_reason) == (0, "raced")
+        reader.release(missed)
+        wait_until(lambda: look_up(reader, ROW).miss_reason == "corrupt", "the daemon to have looked")
+        save(reader, row.blocks())
+        assert reader.flush(1e18)
+        check_whole(reader)
+        assert "segment_file_is_not_what_it_was" in host.log_path.read_text()
+
+
+def test_a_copy_on_disk_is_compared_when_it_is_read_first():
+    with CacheHost() as host:
+        store = host.store(tier="disk")
+        save_row(host, store, tier="disk")
+        block = next(path for path in host.segment_files("disk") if path.stem == ROW.key(BLOCK).hex())
+        patch(block, 6000, b"damaged")
+        assert host.call("shrink", target_bytes=0)["freed_bytes"] > 0
+        damaged = look_up(store, ROW)
+        assert (damaged.hit_len, damaged.miss_reason) == (0, "corrupt")
+        store.release(damaged)
+        wait_until(lambda: not block.exists(), "the damaged file to be removed")
 
 
 def patch(path, offset, data):

@@ -1,6 +1,7 @@
 """Files on a real filesystem: judged, carried to another tier, swept; and directories that are refused."""
 
 import dataclasses
+import errno
 import io
 import os
 import resource
@@ -81,6 +82,31 @@ def test_foreign_names_links_and_missing_files_are_left_alone(tmp_path):
     assert read_segment_file(str(link), link.name) is Worth.FOREIGN
     path.unlink()
     assert read_segment_file(str(path), path.name) is Worth.FOREIGN
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_left_alone_and_waits_for_nobody(tmp_path, make):
+    path = write_segment(tmp_path)
+    path.unlink()
+    make(path)
+    assert read_segment_file(str(path), path.name) is Worth.FOREIGN
+
+
+def test_a_file_that_the_disk_does_not_give_is_left_alone(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    tier = open_tier(tmp_path / "tier")
+    path = write_segment(tier.path)
+    catalog, report = Catalog([tier.spec], CatalogSettings(block_tokens=BLOCK)), RecoveryReport()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", broken)
+        assert list(recover(catalog, [tier], report)) is not None
+    assert report.num_by_worth == {"unreadable": 1} and path.exists() and not catalog.holdings.entries
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", broken)
+        assert list(tier.files()) == []
+    tier.close()
 
 
 def test_a_header_longer_than_a_page_is_read(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from cache_daemon.__main__ import stop_grace_s
+from cache_daemon.actions import Move, Unlink
 from cache_daemon.catalog import Catalog, CatalogSettings
 from cache_daemon.entries import TierSpec
 from cache_daemon.service import CacheService
@@ -188,3 +189,20 @@ def test_a_daemon_that_is_told_to_stop_waits_for_the_slowest_save_of_the_models_
     spec = ModelSpec(model_id="slow", load_id="1", config=ModelConfig(evict_save_timeout_s=100.0))
     paths.spec_file("slow").write_bytes(msgspec.json.encode(spec))
     assert stop_grace_s(paths) == 105.0
+
+
+def test_files_that_cannot_be_removed_moved_or_touched_are_lines_in_the_log(daemon, tmp_path):
+    """As on a disk that has become read-only: the daemon goes on, and the tier can still be read."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory" / "file").touch()
+    worker = daemon.worker(os.getpid())
+    assert worker.ask("k.announce", m.Announce(written=[worker.write(META)])).visible == [True]
+    actions = daemon.catalog.holdings.actions
+    actions += [Unlink(str(tmp_path / "directory")), Move(str(tmp_path / "none"), str(tmp_path / "directory"))]
+    daemon.service._carry_out()
+    segment = daemon.tiers[0].path / file_name(META.key, META.kind)
+    segment.unlink()
+    daemon.catalog.holdings.touched.add((META.key, META.kind))
+    daemon.service._mirror_times()
+    for event in ("file_not_removed", "file_not_recycled", "segment_file_not_touched"):
+        assert event in daemon.log.getvalue()

@@ -1,6 +1,8 @@
 """The file stages of a save, on a real directory: sealed, linked once, adopted when somebody was first, junk replaced."""
 
 import ctypes
+import errno
+import os
 
 import pytest
 
@@ -44,6 +46,19 @@ def test_nothing_is_published_when_the_reservation_was_lost(tmp_path, final):
     (tmp_path / "t").unlink()
     assert link_final(str(tmp_path / "t"), str(final), mapping, header) is None
     assert not final.exists()
+    mapping.close()
+
+
+def test_nothing_is_published_under_a_name_that_cannot_be_had(tmp_path, final, monkeypatch):
+    mapping, header = packed(tmp_path / "t")
+    final.mkdir()
+    assert link_final(str(tmp_path / "t"), str(final), mapping, header) is None
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no inode left")
+
+    monkeypatch.setattr(os, "link", full)
+    assert link_final(str(tmp_path / "t"), str(final), mapping, header) is None
     mapping.close()
 
 

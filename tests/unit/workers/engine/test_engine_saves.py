@@ -126,6 +126,18 @@ def test_a_full_tier_is_asked_seldom_and_nothing_spins():
     assert busy <= 600 // 20 * 3
 
 
+def test_saves_that_are_lost_again_and_again_are_not_all_that_is_done():
+    store = MemoryStore(BLOCK)
+    store.losing = True
+    harness, end = finished(store)
+    before = store.num_unpublished
+    idle(harness, 600)
+    assert 0 < store.num_unpublished - before <= (600 // 30 + 4) * 6
+    store.losing = False
+    idle(harness, 40)
+    assert is_warm(store, end)
+
+
 def test_nothing_is_asked_while_everything_is_stored():
     store = MemoryStore(BLOCK)
     harness, end = finished(store)
