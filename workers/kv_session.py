@@ -340,7 +340,7 @@ class KvSession:
         return False
 
     def _lost_something(self, now: float) -> None:
-        """Take nothing for stored any more. Once, that costs questions; if it goes on, all would be packed again and again: pause."""
+        """Take nothing for stored any more. That costs questions; if it goes on, all is packed again and again: then pause."""
         self._losses = self._losses + 1 if now - self._lost_at < 2 * FULL_RETRY_S else 1
         self._lost_at = now
         for live in self._pool.cells:
