@@ -56,6 +56,13 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """Tell the operator: this file was not what had been written, and is given up."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Carry:
     """Write a copy of a published file into another tier, durably; then say `carried` or `carry_failed`."""
 
@@ -67,4 +74,4 @@ class Carry:
     file_bytes: int
 
 
-Action = Unlink | Move | ForgetMapping | Salvage | Check | Carry
+Action = Unlink | Move | ForgetMapping | Salvage | Check | Damaged | Carry

@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from string import hexdigits
 from typing import Any
 
 import msgspec
@@ -15,11 +16,15 @@ from cache_daemon.peers import PeerTable
 from cache_daemon.recovery import RecoveryReport
 from cache_daemon.segment_files import FoundFile, payload_is_good, read_segment_file
 from erllama_host.errors import InvalidRequest
+from erllama_host.kv.keys import KEY_BYTES
 from erllama_host.kv.segment import SegmentKind
 from erllama_host.protocol import cache as m
 from erllama_host.protocol.calls import CacheAnswer
 
 Later = Callable[[CacheAnswer], None]
+
+MIN_KEY_DIGITS = 8
+"""Of a key that is given by its first digits."""
 
 VERIFY_BATCH = 16
 """Segments under a lease of `verify` at a time. A lease keeps a file from being overwritten under the comparison; but what is
@@ -151,7 +156,7 @@ class Admin:
         if [arguments.model is not None, arguments.key is not None, arguments.everything].count(True) != 1:
             raise InvalidRequest("cache evict: give exactly one of model, key, everything", field="arguments")
         if arguments.key is not None:
-            wanted = self._below(_key(arguments.key))
+            wanted = self._below(self._key(arguments.key))
         else:
             wanted = [entry.identity for entry in self._entries_of(arguments.model)]
         wanted.sort(key=self._order)
@@ -168,6 +173,23 @@ class Admin:
         """Descendants before ancestors; at one end, blocks last."""
         meta = self._catalog.holdings.entries[identity].meta
         return -meta.end, -int(meta.kind)
+
+    def _key(self, text: str) -> bytes:
+        """The key that begins with these hex digits."""
+        digits = text.lower()
+        if not MIN_KEY_DIGITS <= len(digits) <= 2 * KEY_BYTES or set(digits) - set(hexdigits):
+            raise InvalidRequest(
+                f"cache: {text!r} is not a key: {MIN_KEY_DIGITS} to {2 * KEY_BYTES} hex digits, as `cache ls` shows them",
+                field="key",
+            )
+        if len(digits) == 2 * KEY_BYTES:
+            return bytes.fromhex(digits)
+        found = {key for key, _ in self._catalog.holdings.entries if key.hex().startswith(digits)}
+        if len(found) > 1:
+            raise InvalidRequest(f"cache: {len(found)} keys begin with {text}; give more digits", field="key")
+        if not found:
+            raise InvalidRequest("cache: no segment has that key", field="key")
+        return found.pop()
 
     def _below(self, key: bytes) -> list[Identity]:
         """Every segment with that key, and what hangs below."""
@@ -187,7 +209,7 @@ class Admin:
         return list(found)
 
     def _pin(self, key_text: str, pinned: bool) -> dict[str, Any]:
-        key = _key(key_text)
+        key = self._key(key_text)
         found = [(key, kind) for kind in SegmentKind if (key, kind) in self._catalog.holdings.entries]
         if not found:
             raise InvalidRequest("cache: no segment has that key", field="key")
@@ -242,10 +264,3 @@ class Admin:
 def _file_is_good(path: str) -> bool:
     found = read_segment_file(path, path.rpartition("/")[2])
     return isinstance(found, FoundFile) and payload_is_good(path, found.header)
-
-
-def _key(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise InvalidRequest(f"cache: {text!r} is not a key in hex", field="key") from error

@@ -109,17 +109,15 @@ class Catalog:
                 tier = self.holdings.fastest_copy(entry).tier
                 self.holdings.actions.append(Check(identity, tier, self.holdings.path_of(identity, tier)))
 
-    def looked_at(self, check: Check, inode: int | None) -> bool:
-        """What a `Check` found: a good file with that inode, or none. True: it was not our copy, which is given up.
+    def looked_at(self, check: Check, inode: int | None) -> None:
+        """What a `Check` found: a good file with that inode, or none. If it is not our copy, that is given up.
 
-        Somebody has removed the file, cut it or put another in its place. It would be offered for ever, and never written again.
+        Somebody has removed the file, cut it or put another in its place: it would be offered for ever, and never be written again.
         """
         entry = self.holdings.entries.get(check.identity)
         copy = entry.copies.get(check.tier) if entry is not None else None
-        if copy is None or copy.inode == inode:
-            return False
-        self.holdings.drop_corrupt(check.identity, check.tier)
-        return True
+        if copy is not None and copy.inode != inode:
+            self.holdings.drop_corrupt(check.identity, check.tier)
 
     def _not_fatal(self, identity: Identity) -> bool:
         return self.holdings.entries[identity].deaths == 0

@@ -6,7 +6,7 @@ Owner: the catalog, which adds readers and writers to it. What must happen to fi
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cache_daemon.actions import Action, ForgetMapping, Move, Unlink
+from cache_daemon.actions import Action, Damaged, ForgetMapping, Move, Unlink
 from cache_daemon.entries import Copy, Entry, FileRef, Identity, TierSpec
 from cache_daemon.eviction import Evictor, Standing, add_heat, heat_of_hit, rank_of
 from cache_daemon.ghosts import Ghosts
@@ -204,6 +204,7 @@ class Holdings:
             return
         copy = entry.copies[tier] if tier is not None else self.fastest_copy(entry)
         self.tally.count("corrupt")
+        self.actions.append(Damaged(self.path_of(identity, copy.tier)))
         copy.recyclable = False
         self._drop_copy(entry, self.stocks[copy.tier], MissReason.CORRUPT)
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from cache_daemon.actions import Action, Carry, Check, ForgetMapping, Move, Salvage, Unlink
+from cache_daemon.actions import Action, Carry, Check, Damaged, ForgetMapping, Move, Salvage, Unlink
 from cache_daemon.admin import Admin
 from cache_daemon.background import Background
 from cache_daemon.catalog import Catalog
@@ -155,7 +155,10 @@ class CacheService:
             gc.enable()
             report = self.report
             self._log.info(
-                "recovered", adopted=report.num_adopted, took_s=round(report.took_s, 3), left=dict(report.num_by_worth)
+                "recovered",
+                adopted=report.num_adopted,
+                took_s=round(report.took_s, 3),
+                not_adopted=dict(report.num_by_worth),
             )
 
     # ---- messages ------------------------------------------------------------------------------------------------
@@ -340,18 +343,15 @@ class CacheService:
             case Carry():
                 self._carrier.submit(lambda: carry(action), lambda result: self._carried(action, result))
             case Check():
-                self._check(action)
+                found = read_segment_file(action.path, Path(action.path).name)
+                self.catalog.looked_at(action, found.inode if isinstance(found, FoundFile) else None)
+            case Damaged(path):
+                self._log.warning("segment_damaged", path=path)
             case ForgetMapping(owner, tier, inode):
                 peer = self._peers.of_owner(owner)
                 if peer is not None:
                     body = m.Forget(files=[m.FileId(tier, inode)])
                     self._send(peer.routing, Envelope(PROTOCOL_VERSION, "k.forget", ""), body)
-
-    def _check(self, action: Check) -> None:
-        found = read_segment_file(action.path, Path(action.path).name)
-        if self.catalog.looked_at(action, found.inode if isinstance(found, FoundFile) else None):
-            why = "replaced" if isinstance(found, FoundFile) else found.value
-            self._log.warning("segment_file_is_not_what_it_was", path=action.path, found=why)
 
     def _move(self, source: str, target: str) -> None:
         try:

@@ -11,14 +11,21 @@ from erllama_host.cli.options import JsonFlag, OptionalModelName, flag
 from erllama_host.cli.output import note, print_json, print_table, print_tables
 from erllama_host.errors import InvalidRequest
 
-RowKey = Annotated[str, typer.Argument(metavar="KEY", help="Key of a row, hex, as in finish_key.", show_default=False)]
+RowKey = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY",
+        help="Key of a row, hex, as in finish_key; its first digits, as `ls` shows them, will do.",
+        show_default=False,
+    ),
+]
 
 
 def list_segments(
     ctx: typer.Context,
     model: OptionalModelName = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many to show.")] = 50,
-    whole_keys: Annotated[bool, flag("--keys", help="Whole keys, as evict and pin need them.")] = False,
+    whole_keys: Annotated[bool, flag("--keys", help="Whole keys.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List cached segments, the most valuable first.

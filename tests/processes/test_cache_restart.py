@@ -141,7 +141,7 @@ def test_a_file_that_was_harmed_by_hand_is_missed_once_and_then_saved_again(harm
         save(reader, row.blocks())
         assert reader.flush(1e18)
         check_whole(reader)
-        assert "segment_file_is_not_what_it_was" in host.log_path.read_text()
+        assert "segment_damaged" in host.log_path.read_text()
 
 
 def test_a_copy_on_disk_is_compared_when_it_is_read_first():
