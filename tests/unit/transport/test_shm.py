@@ -3,7 +3,9 @@
 import ctypes
 import errno
 import os
+import re
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,21 @@ def test_two_mappings_show_one_file(tmp_path):
     assert theirs.generation == ours.generation
     ours.close()
     theirs.close()
+
+
+def test_pages_read_ahead_are_there(tmp_path):
+    pages, ours = 64, new_mapping(tmp_path / "a", 64 * 4096)
+    assert resident_kib(tmp_path / "a") == 0
+    done = ours.read_ahead(4096 + 5, 33 * 4096)
+    assert resident_kib(tmp_path / "a") >= (32 * 4 if done else 0)  # kernels before 5.14 cannot, and say so
+    assert bytes(ours.view(0, pages * 4096)) == bytes(pages * 4096)
+    ours.close()
+
+
+def resident_kib(path) -> int:
+    """How much of the file this process has pages of."""
+    entries = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+    return int(re.search(r"^Rss: +(\d+) kB", entries, re.MULTILINE)[1])
 
 
 def test_empty_and_missing_files_cannot_be_mapped(tmp_path):
