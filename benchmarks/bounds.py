@@ -25,8 +25,9 @@ BOUNDS: dict[str, str] = {
     "16 streams": _SHARED_CORES,
     "first burst": _OWN_TOKENS,
     "restore of": (
-        "llama.cpp itself: one llama_state_seq_set_data a segment of 256 tokens copies layer by layer into cells that it looks for "
-        "each time, and a segment passes through a scratch sequence. No copy of ours lies between; memcpy moves one piece."
+        "llama.cpp copies a segment of 256 tokens tensor by tensor, 60 pieces of 98 KB to 60 places, and glibc copies those at "
+        "0.75 to 0.8 of the rate of one piece of 6 MB, whoever asks: the line below compares with it. Finding cells and moving the "
+        "segment from its scratch sequence takes 5 % of a restore, checking its structure as much. No copy of ours lies between."
     ),
     "later bursts": _OWN_TOKENS,
 }
