@@ -121,7 +121,11 @@ class KvSession:
     def restore_some(self, request: Request, *, streaming: bool) -> bool:
         """Restore for one slice of time; True when the sequence has all it can get."""
         assert self._restorer is not None
-        return self._restorer.restore_some(request, streaming=streaming)
+        if not self._restorer.restore_some(request, streaming=streaming):
+            return False
+        if request.tally.miss_reason in (MissReason.RACED, MissReason.CORRUPT):
+            self._lost_something(self._clock())  # the store lets go of it; a live sequence may still have it
+        return True
 
     def stored_logits(self, request: Request) -> Logits | None:
         """The stored logits after the request's row, where the lookup found them."""

@@ -2,7 +2,8 @@
 
 `manual`: answers come only when the test calls `deliver`. `away`: nobody answers. `slow_s`: every answer takes so long, in a time
 that is not waited for: one that comes after its call's deadline is too late. `refuse`: no room. `losing`: what is published is
-lost. `racing`: every segment read turns out to be overwritten. `num_leases` and `num_open` must be 0 once nothing is going on.
+lost. `racing`: every segment read turns out to be overwritten. `explain`: why something was missed. `num_leases` and `num_open`
+must be 0 once nothing is going on.
 """
 
 import ctypes
@@ -54,7 +55,7 @@ class MemoryStore:
         self.manual = self.away = self.racing = self.closed = False
         self.losing = False
         self.slow_s = 0.0
-        self.refuse = None
+        self.refuse = self.explain = None
         self.num_leases = self.num_open = self.num_reads = self.num_lookups = 0
         self.num_reserved = self.num_unpublished = 0
         self.queries = []
@@ -85,7 +86,7 @@ class MemoryStore:
             hit_len=match.hit_len,
             segments=[_Leased(self, self.stored[identity], use_end) for identity, use_end in match.parts],
             logits=_Leased(self, self.stored[match.logits], match.hit_len) if match.logits else None,
-            miss_reason=None if whole else MissReason.NEVER_SEEN,
+            miss_reason=None if whole else self.explain or MissReason.NEVER_SEEN,
             diverged_at=match.diverged_at,
             lookup_ms=0.1,
             lease=1 if match.parts or match.logits else None,

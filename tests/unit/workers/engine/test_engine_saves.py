@@ -2,7 +2,7 @@
 
 import pytest
 
-from erllama_host.kv.reuse import Refusal
+from erllama_host.kv.reuse import MissReason, Refusal
 from erllama_host.kv.segment import SegmentKind
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
@@ -156,6 +156,19 @@ def test_a_row_whose_beginning_was_evicted_meanwhile_is_stored_whole_again():
     harness.settle()
     idle(harness, 60)
     assert {meta.start for meta in store.of_kind(SegmentKind.BLOCK)} == set(range(0, end.finish_len - BLOCK, BLOCK))
+
+
+def test_a_damaged_segment_is_saved_again_from_a_live_row_that_has_it():
+    store = MemoryStore(BLOCK)
+    harness, end = finished(store)
+    second = sorted(store.of_kind(SegmentKind.BLOCK), key=lambda meta: meta.end)[1]
+    store.evict((second.key, second.kind))
+    store.explain = MissReason.CORRUPT
+    harness.run(PROMPT + " and then it gets up, and goes on", max_tokens=1)
+    idle(harness, 5)
+    assert (second.key, second.kind) in store.stored
+    store.explain = None
+    assert is_warm(store, end)
 
 
 def test_a_slow_daemon_holds_a_rescue_up_for_its_own_limit_only():
