@@ -48,11 +48,15 @@ class Salvage:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A reader did not find what it was told of: look at the file's header, and say `Catalog.looked_at`."""
+    """Look at a file and say `Catalog.looked_at`: a reader did not find what it was told of, or died over it.
+
+    `payload`: compare all of it, which takes a while, and not just the header.
+    """
 
     identity: Identity
     tier: str
     path: str
+    payload: bool = False
 
 
 @dataclass(frozen=True, slots=True)

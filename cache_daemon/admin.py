@@ -14,7 +14,7 @@ from cache_daemon.entries import Entry, Identity
 from cache_daemon.eviction import rank_of
 from cache_daemon.peers import PeerTable
 from cache_daemon.recovery import RecoveryReport
-from cache_daemon.segment_files import FoundFile, payload_is_good, read_segment_file
+from cache_daemon.segment_files import inode_of_good_file
 from erllama_host.errors import InvalidRequest
 from erllama_host.kv.keys import KEY_BYTES
 from erllama_host.kv.segment import SegmentKind
@@ -248,7 +248,7 @@ class Admin:
         ]
 
         def job() -> list[tuple[Identity, str]]:
-            return [(identity, tier) for identity, tier, path in paths if not _file_is_good(path)]
+            return [(identity, tier) for identity, tier, path in paths if inode_of_good_file(path) is None]
 
         def done(bad: list[tuple[Identity, str]]) -> None:
             catalog.release(lease, "verify")
@@ -259,8 +259,3 @@ class Admin:
             self._verify_next(todo, result, later)
 
         self._verifier.submit(job, done)
-
-
-def _file_is_good(path: str) -> bool:
-    found = read_segment_file(path, path.rpartition("/")[2])
-    return isinstance(found, FoundFile) and payload_is_good(path, found.header)

@@ -106,8 +106,12 @@ class Catalog:
             self.holdings.drop_corrupt(identity)
         for identity in raced:
             if (entry := self.holdings.entries.get(identity)) is not None:
-                tier = self.holdings.fastest_copy(entry).tier
-                self.holdings.actions.append(Check(identity, tier, self.holdings.path_of(identity, tier)))
+                self._check(entry)
+
+    def _check(self, entry: Entry, *, payload: bool = False) -> None:
+        tier = self.holdings.fastest_copy(entry).tier
+        path = self.holdings.path_of(entry.identity, tier)
+        self.holdings.actions.append(Check(entry.identity, tier, path, payload))
 
     def looked_at(self, check: Check, inode: int | None) -> None:
         """What a `Check` found: a good file with that inode, or none. If it is not our copy, that is given up.
@@ -149,6 +153,8 @@ class Catalog:
         for identity in ended.by_death:
             if (entry := self.holdings.entries.get(identity)) is not None:
                 entry.deaths += 1
+                if not self.holdings.is_in_memory(entry):  # a bad sector is a SIGBUS for whoever reads it
+                    self._check(entry, payload=True)
         for identity in ended.free:
             self.holdings.returned(identity)
 

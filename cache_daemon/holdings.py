@@ -62,6 +62,10 @@ class Holdings:
             return next(iter(entry.copies.values()))
         return min(entry.copies.values(), key=lambda copy: self.stocks[copy.tier].spec.speed)
 
+    def is_in_memory(self, entry: Entry) -> bool:
+        """Whether readers get it from shared memory."""
+        return self.stocks[self.fastest_copy(entry).tier].spec.is_shared_memory
+
     def path_of(self, identity: Identity, tier: str) -> str:
         """Final path of a segment in a tier."""
         return f"{self.stocks[tier].spec.path}/{file_name(*identity)}"

@@ -102,4 +102,10 @@ def payload_is_good(path: str, header: SegmentHeader) -> bool:
     return remaining == 0 and digest.intdigest() == header.payload_checksum
 
 
+def inode_of_good_file(path: str) -> int | None:
+    """The inode of a segment file that is good to the last byte; None of any other."""
+    found = read_segment_file(path, path.rpartition("/")[2])
+    return found.inode if isinstance(found, FoundFile) and payload_is_good(path, found.header) else None
+
+
 assert TOKENS_OFFSET <= PAGE_BYTES

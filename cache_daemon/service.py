@@ -23,7 +23,7 @@ from cache_daemon.dispatch import Dispatch, Wait
 from cache_daemon.peers import CHECK_INTERVAL_S, Peer, PeerTable
 from cache_daemon.recovery import RecoveryReport, recover, salvage
 from cache_daemon.removing import remove
-from cache_daemon.segment_files import FoundFile, read_segment_file
+from cache_daemon.segment_files import FoundFile, inode_of_good_file, read_segment_file
 from cache_daemon.tiers.directory import TierDirectory
 from cache_daemon.writebehind import Arrived, NotArrived, carry
 from erllama_host.errors import ErllamaError, InvalidRequest, ProtocolMismatch
@@ -343,8 +343,7 @@ class CacheService:
             case Carry():
                 self._carrier.submit(lambda: carry(action), lambda result: self._carried(action, result))
             case Check():
-                found = read_segment_file(action.path, Path(action.path).name)
-                self.catalog.looked_at(action, found.inode if isinstance(found, FoundFile) else None)
+                self._check(action)
             case Damaged(path):
                 self._log.warning("segment_damaged", path=path)
             case ForgetMapping(owner, tier, inode):
@@ -352,6 +351,15 @@ class CacheService:
                 if peer is not None:
                     body = m.Forget(files=[m.FileId(tier, inode)])
                     self._send(peer.routing, Envelope(PROTOCOL_VERSION, "k.forget", ""), body)
+
+    def _check(self, action: Check) -> None:
+        if action.payload:
+            self._verifier.submit(
+                lambda: inode_of_good_file(action.path), lambda inode: self.catalog.looked_at(action, inode)
+            )
+        else:
+            found = read_segment_file(action.path, Path(action.path).name)
+            self.catalog.looked_at(action, found.inode if isinstance(found, FoundFile) else None)
 
     def _move(self, source: str, target: str) -> None:
         try:

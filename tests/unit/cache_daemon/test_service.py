@@ -62,6 +62,14 @@ class Daemon:
         self.workers.append(Worker(self, pid, tier))
         return self.workers[-1]
 
+    def until(self, condition):
+        """Rounds until something is so."""
+        for _ in range(10_000):
+            if condition():
+                return
+            self.service._round()
+        raise AssertionError("it never came to that")
+
     def close(self):
         for worker in self.workers:
             worker.socket.close(linger=0)
@@ -136,6 +144,28 @@ def test_what_a_dead_writer_had_linked_is_there_for_whoever_asks_in_the_same_tur
     successor.send("k.reserve", m.Reserve(segments=[_wanted(SegmentSpec(META, PAYLOAD_BYTES))]))
     daemon.turn()
     assert successor.answer("k.reserve").outcomes[0].there, "else it is written once more, and found twice"
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_what_a_reader_died_over_is_compared_if_it_came_from_a_disk(tmp_path, is_damaged):
+    daemon = Daemon(tmp_path, ("ram", "disk"))
+    daemon.worker(os.getpid(), "disk").save(META)
+    holdings, identity = daemon.catalog.holdings, (META.key, META.kind)
+    daemon.until(lambda: "disk" in holdings.entries[identity].copies)
+    holdings.trim("ram", 0)
+    daemon.service._carry_out()
+    if is_damaged:
+        path = daemon.tiers[1].path / file_name(*identity)
+        path.write_bytes(path.read_bytes().replace(b"\0" * 100, b"?" * 100))
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    prompt = m.Lookup(root=META.root, block_keys=META.key, tokens=META.tokens, prompt_key=META.key, reuse="cut")
+    assert daemon.worker(child.pid).ask("k.lookup", prompt).hit_len == BLOCK
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    daemon.until(lambda: len(daemon.service._peers) == 1 and not daemon.service._verifier.num_pending)
+    assert (identity in holdings.entries) == (not is_damaged)
+    daemon.close()
 
 
 class Client:
