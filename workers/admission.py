@@ -9,7 +9,8 @@ from workers.backend.base import Vocabulary
 from workers.commands import Submit
 
 DEATHS_ALONE = 2
-DEATHS_POISON = 3
+DEATHS_POISON = 4
+"""Twice beside others, twice alone: a process may also be killed from outside at the wrong moment."""
 _DURATION_WEIGHT = 0.2
 
 

@@ -115,10 +115,11 @@ Command: TypeAlias = Submit | CancelRequest | Hold | EngineCall | Park | Stop
 
 @dataclass(frozen=True)
 class Admitted:
-    """The request left the queue; `adapters` is its snapshot."""
+    """The request left the queue; `adapters` is its snapshot. `alone`: it runs with no other beside it."""
 
     ref: str
     adapters: tuple[AdapterUse, ...]
+    alone: bool = False
 
 
 @dataclass(frozen=True)

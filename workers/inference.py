@@ -153,7 +153,7 @@ class Inference:
 
     def admitted(self, report: Admitted) -> None:
         """Out of the queue."""
-        self._carry_out(self._streams.admitted(report.ref, report.adapters))
+        self._carry_out(self._streams.admitted(report.ref, report.adapters, alone=report.alone))
 
     def finished(self, report: Finished, now: float) -> None:
         """A good end."""

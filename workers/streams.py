@@ -231,18 +231,14 @@ class Streams:
         self._opening.pop(ref, None)
         return [Send(stream.peer, ref, "accepted", accepted)]
 
-    def admitted(self, ref: str, adapters: Iterable[AdapterUse]) -> list[Effect]:
-        """The request left the queue with this adapter set: tell the client where it differs, for a later resubmission."""
+    def admitted(self, ref: str, adapters: Iterable[AdapterUse], *, alone: bool = False) -> list[Effect]:
+        """The request left the queue: tell the client where its adapter set differs, for a later resubmission, and that it runs
+        alone, for the blame.
+        """
         stream, chosen = self._active.get(ref), list(adapters)
-        if stream is None or stream.accepted is None or stream.accepted.adapters == chosen:
+        if stream is None or stream.accepted is None or (stream.accepted.adapters == chosen and not alone):
             return []
-        old = stream.accepted
-        return self.accept(
-            ref,
-            Accepted(
-                incarnation=old.incarnation, prompt=old.prompt, seed=old.seed, adapters=chosen, attempt=old.attempt
-            ),
-        )
+        return self.accept(ref, msgspec.structs.replace(stream.accepted, adapters=chosen, alone=alone))
 
     def generated(self, report: Generated, now: float) -> list[Effect]:
         """Take in tokens; they leave at once, unless the client has no credit."""

@@ -23,6 +23,7 @@ import msgspec
 from erllama_host.client.actions import Action, Deliver, End, Fail, Send
 from erllama_host.client.answer import Answer, Fit
 from erllama_host.client.answer import Credit as CreditWindow
+from erllama_host.client.blame import Blame
 from erllama_host.client.limits import StreamLimits, spread
 from erllama_host.client.results import StreamEnd, stats_of
 from erllama_host.errors import ErllamaError, Timeout, WorkerDied, from_wire
@@ -82,7 +83,8 @@ class StreamState:
         """Whether the current attempt has been accepted."""
         self._asked = False
         """Whether a `resume` of the current attempt is out: only then can a `lost` be meant for it."""
-        self._resumes_in_row = self._deaths_in_row = self._replays = 0
+        self._blame = Blame()
+        self._replays = 0
         self._started_at = self._quiet_since = self._last_sent = self._retry_at = 0.0
         self._last_asked = self._last_submitted = float("-inf")
         self._first_token_at: float | None = None
@@ -199,7 +201,8 @@ class StreamState:
         self._quiet_since = now
         self._replays += self._live
         self._live = True
-        self._accepted = event  # comes again when the request leaves the queue with other adapters
+        self._accepted = event  # comes again when the request leaves the queue with other adapters, or alone
+        self._blame.runs_alone = event.alone
         self.phase = Phase.RUNNING
         # Read while nobody had the request: what that would have granted is due now.
         return self.on_read(0, now)
@@ -217,7 +220,8 @@ class StreamState:
             return []
         if self._first_token_at is None:
             self._first_token_at = now
-        self._resumes_in_row = self._deaths_in_row = self._replays = 0
+        self._blame.on_token()
+        self._replays = 0
         return [Deliver(pieces)]
 
     def _on_done(self, event: Done, now: float) -> list[Action]:
@@ -268,6 +272,7 @@ class StreamState:
     def _submit(self, now: float) -> list[Action]:
         """Send the request, as this attempt; with what is known of earlier ones."""
         self.phase, self._live, self._asked, self._sent = Phase.SUBMITTED, False, False, True
+        self._blame.runs_alone = False
         self._quiet_since = self._last_submitted = now
         return [self._send("infer", self._body(), now)]
 
@@ -280,7 +285,7 @@ class StreamState:
             delivered=self.answer.ids,
             seed=self._accepted.seed,
             adapters=self._accepted.adapters,
-            deaths=self._deaths_in_row,
+            deaths=self._blame.num_deaths,
         )
         return msgspec.structs.replace(body, text=None, chat=None, tokens=self._accepted.prompt, resume=point)
 
@@ -288,9 +293,9 @@ class StreamState:
         """Nobody has the request any more: send it again as the next attempt."""
         if self._cancelled_at is not None:
             return self._end_cancelled(now)
-        self._resumes_in_row += 1
-        self._deaths_in_row += died
-        if self._resumes_in_row > self._limits.max_resumes:
+        if died:
+            self._blame.on_death()
+        if self._limits.max_resumes == 0 or self._blame.num_deaths > self._limits.max_resumes:
             return self.give_up(self._died())
         self.num_resumes += 1
         self._live = False
@@ -305,7 +310,7 @@ class StreamState:
         if self._limits.max_resumes == 0:
             return WorkerDied("the model's process ended while it had this request", resumes=0)
         return WorkerDied(
-            f"the request was lost {self._resumes_in_row} times in a row without a new token; "
+            f"the request was lost {self._blame.num_deaths} times in a row without a new token; "
             "it may be what ends the model's process",
             poison=True,
             resumes=self.num_resumes,

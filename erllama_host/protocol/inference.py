@@ -116,7 +116,7 @@ class ResumePoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
         delivered: ids generated and delivered so far, packed.
         seed: of `accepted`.
         adapters: the set of `accepted`.
-        deaths: how often a worker died while it had this request.
+        deaths: how often a worker died while it had this request; from 2 on only those count during which it ran alone.
     """
 
     delivered: bytes = b""
@@ -164,13 +164,19 @@ class Infer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class Accepted(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
-    """First event: the request has been taken into the model's queue. Holds what a resubmission needs."""
+    """First event: the request has been taken into the model's queue. Holds what a resubmission needs.
+
+    Attributes:
+        alone: it comes again with this set where the request was there at two deaths of a worker and now runs with no other beside
+            it: only then are further deaths held against it.
+    """
 
     incarnation: str
     prompt: bytes
     seed: int
     adapters: list[AdapterUse] = []
     attempt: int = 0
+    alone: bool = False
 
 
 class Part(msgspec.Struct, array_like=True, frozen=True):

@@ -4,6 +4,8 @@ Order of sources, cheapest first: a live sequence (metadata copy, also of a busy
 same prefix (wait for it); the store (about 1 ms per 1 000 tokens); what is left is prefilled.
 """
 
+import time
+
 from erllama_host.errors import ErllamaError
 from erllama_host.kv.tokens import common_prefix_len
 from workers.cells import Match
@@ -18,6 +20,8 @@ GROWTH_CELLS = 32
 """Cells kept free per running request at admission, so that a newcomer does not at once preempt somebody."""
 WORTH_WAITING_TOKENS = 32
 """Waiting for another request's prefill must spare at least so many tokens."""
+WORD_GETS_OUT_S = 0.02
+"""A message to the controller takes under a millisecond, on a busy machine some."""
 _PREFIX_PHASES = frozenset({Phase.LOOKUP, Phase.RESTORING, Phase.PREFILL})
 
 
@@ -110,7 +114,12 @@ class Admission:
         if submit.delivered:
             request.sampler.replay(submit.delivered)
             request.text.push(submit.delivered)  # its client has what comes out
-        core.mailbox.report(Admitted(request.ref, request.uses.uses))
+        core.mailbox.report(Admitted(request.ref, request.uses.uses, submit.alone))
+        if submit.alone:
+            # Two workers died with it, and a third time is held against it only if its client knows that it ran: let the word
+            # get out before it can end this process, too. Nobody runs beside it who would have to wait.
+            core.mailbox.announce()
+            time.sleep(WORD_GETS_OUT_S)
 
     @staticmethod
     def _ended_before(request: Request) -> str | None:

@@ -32,8 +32,8 @@ def started(limits=LIMITS, deadline=None, online=True, **options):
     return state, state.start(0.0, online)
 
 
-def accepted(state, now=0.0, life="a", attempt=0, adapters=()):
-    event = Accepted(incarnation=life, prompt=PROMPT, seed=9, attempt=attempt, adapters=list(adapters))
+def accepted(state, now=0.0, life="a", attempt=0, adapters=(), alone=False):
+    event = Accepted(incarnation=life, prompt=PROMPT, seed=9, attempt=attempt, adapters=list(adapters), alone=alone)
     return state.on_event(event, now)
 
 
@@ -156,8 +156,22 @@ def test_resumes_in_a_row_without_a_token_are_bounded():
         (send,) = die(state, float(attempt), attempt)
         assert send.body.resume.deaths == attempt
         accepted(state, float(attempt), f"life{attempt}", attempt=attempt)
+        accepted(state, float(attempt), f"life{attempt}", attempt=attempt, alone=attempt >= 2)
     assert isinstance(failure(die(state, 4.0, 4)), WorkerDied)
     assert state.phase is Phase.ENDED
+
+
+def test_deaths_in_the_queue_are_not_held_against_a_request_that_would_run_alone():
+    state = running()
+    for attempt in range(1, 12):
+        (send,) = die(state, float(attempt), attempt)
+        assert send.body.resume.deaths == min(attempt, 2)
+        accepted(state, float(attempt), f"life{attempt}", attempt=attempt)
+    accepted(state, 12.0, "life11", attempt=11, alone=True)
+    (send,) = die(state, 13.0, 12)
+    assert send.body.resume.deaths == 3, "now it is"
+    accepted(state, 13.0, "life12", attempt=12, alone=True)
+    assert failure(die(state, 14.0, 13)).details["poison"]
 
 
 def test_a_new_token_makes_deaths_count_from_the_start():

@@ -69,7 +69,7 @@ def test_max_tokens_is_clamped_and_the_reason_says_so(shared):
         ({"tokens": b"abc"}, "InvalidRequest", "tokens"),
         ({"text": ""}, "InvalidRequest", "prompt"),
         ({"text": "a", "params": SamplingParams(top_p=3.0)}, "InvalidRequest", "top_p"),
-        ({"text": "a", "resume": ResumePoint(deaths=3), "attempt": 3}, "WorkerDied", None),
+        ({"text": "a", "resume": ResumePoint(deaths=4), "attempt": 4}, "WorkerDied", None),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(shared, request_, code, field):

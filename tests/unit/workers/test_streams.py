@@ -158,6 +158,12 @@ def test_the_adapter_set_of_the_admission_reaches_the_client():
     assert effect.kind == "accepted" and effect.body.adapters == [AdapterUse("a", 0.5)]
 
 
+def test_a_client_hears_that_its_request_runs_alone():
+    streams = opened()
+    (effect,) = streams.admitted(REF, [], alone=True)
+    assert effect.kind == "accepted" and effect.body.alone and effect.body.seed == 1
+
+
 def test_a_resubmitted_stream_goes_on_at_its_index():
     streams = Streams("incarnation")
     streams.open(REF, ME, 0.0, credit=2, attempt=1, start=10)

@@ -377,3 +377,29 @@ def test_most_steps_of_streams_that_go_on_need_no_plan():
     harness = Harness(n_seq_max=4)
     harness.finish(*(harness.submit(f"stream {number}", max_tokens=20) for number in range(4)))
     assert harness.num_short_ways >= 15
+
+
+def test_who_ran_at_two_deaths_is_told_that_it_runs_alone_before_anything_is_computed():
+    harness = Harness(n_seq_max=4)
+    first = harness.submit("the first", max_tokens=6)
+    harness.tick(3)
+    suspect = harness.submit("a suspect", max_tokens=3, alone=True)
+    announced_at, neighbours = [], []
+    announce, decode = harness.mailbox.announce, harness.core.backend.decode
+
+    def announced():
+        if harness.mailbox._unannounced and any(isinstance(each, Admitted) for each in harness.mailbox._reports):
+            announced_at.append(len(neighbours))
+        announce()
+
+    def computed(rows):
+        if any(one.ref == suspect for one in harness.core.running):
+            assert announced_at, "its client would not know"
+            neighbours.append(len(harness.core.running) - 1)
+        return decode(rows)
+
+    harness.mailbox.announce, harness.core.backend.decode = announced, computed
+    harness.finish(first, suspect)
+    (admitted,) = harness.of(suspect, Admitted)
+    assert admitted.alone and not harness.of(first, Admitted)[0].alone
+    assert announced_at[0] == 0 and neighbours and set(neighbours) == {0}
