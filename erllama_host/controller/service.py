@@ -35,6 +35,7 @@ from erllama_host.transport.pump import Pump
 from erllama_host.transport.sockets import router
 
 Context = zmq.Context[zmq.Socket[bytes]]
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Controller:
@@ -58,7 +59,7 @@ class Controller:
         """Serve until SIGTERM or SIGINT."""
         world = self._world
         ended = asyncio.Event()
-        for sig in (signal.SIGTERM, signal.SIGINT):
+        for sig in ENDING_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(sig, ended.set)
         self._load_desired()
         world.circus.start()
@@ -72,6 +73,10 @@ class Controller:
         world.journal.add("controller_started", pid=os.getpid(), incarnation=world.incarnation)
         world.log.info("serving", endpoint=world.paths.ipc("clients.sock"), incarnation=world.incarnation)
         await self._until(ended)
+        # A second one, e.g. of the next thread of a dying parent, must not end an orderly leave by its default action.
+        for sig in ENDING_SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(sig)
+            signal.signal(sig, signal.SIG_IGN)
         await self._close()
 
     async def _until(self, ended: asyncio.Event) -> None:
@@ -124,15 +129,17 @@ class Controller:
             self._world.journal.add("desired_state_damaged", kept_as=str(aside))
 
     def _open_front(self) -> None:
-        """Last of all: who connects finds a host that knows its models."""
+        """Last of all: who connects finds a host that knows its models. Whatever can fail comes first: once the local socket
+        answers, `up` takes the host for started.
+        """
         world = self._world
-        local = router(self._context, world.config.host.max_clients_pending)
-        local.bind(world.paths.ipc("clients.sock"))
-        world.front.open_local(local)
         if world.config.remote.listen is not None:
             self._authenticator = open_remote(
                 self._context, world.config, world.paths, world.log, world.front.open_remote
             )
+        local = router(self._context, world.config.host.max_clients_pending)
+        local.bind(world.paths.ipc("clients.sock"))
+        world.front.open_local(local)
 
     async def _close(self) -> None:
         await self._upkeep.close()
