@@ -12,7 +12,6 @@ from tests.support.backends import open_gguf_backend, rows_of
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
 from tests.support.models import smollm2
-from workers import scheduler
 from workers.backend.base import DecodeStatus
 
 pytestmark = pytest.mark.model
@@ -102,25 +101,6 @@ def test_a_branch_is_restored_exactly_up_to_where_it_diverges(store):
         assert end.cache.read_tokens == 70 and end.cache.kind == "partial"
     assert worst_margin(branch, end.generated) <= MARGIN
     assert harness.call("evict", c.Evict()).freed_bytes >= 0 and not harness.core.backend.has_context
-    harness.close()
-
-
-@pytest.mark.parametrize("restored", [False, True], ids=["live", "restored"])
-def test_tokens_that_are_computed_again_to_fill_a_tile_change_no_answer(monkeypatch, restored):
-    monkeypatch.setattr(scheduler, "REPEAT_FROM_DEPTH", 32)
-    filled = MemoryStore(BLOCK)
-    harness = engine(filled)
-    prompt = harness.tokens(TEXT + TEXT.replace("wind", "storm"))
-    known = len(prompt) - 60
-    harness.run(prompt[:known], max_tokens=0)
-    harness.settle()
-    if restored:
-        harness.close()
-        harness = engine(filled)
-    end = harness.run(prompt, max_tokens=12)
-    assert end.stats.prefilled_tokens == scheduler.TILE_ROWS and end.cache.read_tokens == known - 4
-    assert worst_margin(prompt, end.generated) <= MARGIN
-    assert harness.drift() == []
     harness.close()
 
 
