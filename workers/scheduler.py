@@ -8,7 +8,6 @@ A decode of llama.cpp takes any mixture of rows. What is decided here, and why:
 - One prefill is finished before the next is begun, and where a step with it is long enough already, the next waits for
   the next step: of n prompts arriving together, computing all of them together would give every one of them the time
   to first token of the last. A remainder of up to `LAST_ROWS` is never left to a step of its own.
-- A step that lacks a few rows to its first tile computes the last tokens that a prefill has KV of once more.
 - Where that leaves room and nobody streams, a step waits for a moment for prompts that are just being looked up: without
   it the first of a burst would be computed alone, and the others behind it.
 - The queue is ordered by priority, then arrival, and waiting raises priority, so nothing starves.
@@ -24,9 +23,6 @@ STEP_TARGET_S = 0.15
 TILE_ROWS = 64
 """From 64 rows on llama.cpp computes CPU attention in tiles of 64 rows, and a tile costs nearly the same however few rows are in
 it. At depth 4 096, 63 rows took 1 010 ms and 64 rows 606 ms; at depth 1 024, 64 rows took 290 ms and 65 rows 323 ms."""
-REPEAT_FROM_ROWS, REPEAT_FROM_DEPTH = 52, 1024
-"""A step of so many rows and less than a tile, of which one sequence has so many tokens before it, takes longer than one of a
-tile. ms of 48, 56, 63 and 64 rows: 295, 329, 376, 301 at depth 1 024; 411, 477, 536, 387 at 2 048; 672, 795, 886, 679 at 4 096."""
 MIN_PREFILL_ROWS = 32
 """Beside so many streams that a tile would leave a prefill fewer rows than this, a step has one more tile."""
 LAST_ROWS = 8
@@ -126,12 +122,6 @@ def prefill_rows(max_rows: int, num_beside: int, rates: "Rates") -> int:
     fewest = -(-(num_beside + MIN_PREFILL_ROWS) // TILE_ROWS)
     tiles = max(fewest, round((num_beside + fitting) / TILE_ROWS))
     return min(max_rows, tiles * TILE_ROWS - num_beside)
-
-
-def rows_to_repeat(num_rows: int, depth: int) -> int:
-    """How many tokens that a prefill at `depth` has KV of are better computed again, to make its step of `num_rows` rows a tile."""
-    missing = TILE_ROWS - num_rows
-    return missing if REPEAT_FROM_ROWS <= num_rows < TILE_ROWS and depth - missing >= REPEAT_FROM_DEPTH else 0
 
 
 def enough_rows(max_rows: int, rates: "Rates") -> int:

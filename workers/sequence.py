@@ -69,20 +69,6 @@ class CacheTally:
     miss_reason: str | None = None
     diverged_at: int | None = None
 
-    @property
-    def reused_tokens(self) -> int:
-        """Tokens that came from anywhere."""
-        return self.live_tokens + sum(self.tier_tokens.values())
-
-    def give_back_beyond(self, end: int) -> None:
-        """Reused tokens from `end` on are computed after all: of the last source that gave some first."""
-        excess = max(0, self.reused_tokens - end)
-        for tier in reversed(self.tier_tokens):
-            taken = min(excess, self.tier_tokens[tier])
-            self.tier_tokens[tier] -= taken
-            excess -= taken
-        self.live_tokens -= excess
-
 
 @dataclass(slots=True)
 class Outbox:
@@ -195,7 +181,8 @@ ARRAY_IS_LITTLE = array("I", [1]).tobytes()[0] == 1
 def cache_report(request: Request) -> CacheReport:
     """What the cache did for `request`. `exact`: the whole prompt came from stored segments, but for at most one token."""
     tally = request.cache
-    stored, read = sum(tally.tier_tokens.values()), tally.reused_tokens
+    stored = sum(tally.tier_tokens.values())
+    read = tally.live_tokens + stored
     if not read:
         kind = "cold"
     elif not stored:

@@ -6,7 +6,6 @@ place changes the answer. Models whose state cannot be cut, and tight memory, ar
 
 from functools import cache
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +15,6 @@ from erllama_host.protocol import calls as c
 from erllama_host.protocol.inference import pack_tokens
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
-from workers import scheduler
 from workers.commands import CancelRequest, EngineCall, Finished, Hold
 
 BLOCK = 16
@@ -30,20 +28,6 @@ PROMPTS = [
     "short",
     STEM[:16] + "other words altogether, unlike the first ones",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_tiles():
-    """Tiles so small that the prompts here are often made to fill them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "TILE_ROWS": 20,
-            "REPEAT_FROM_ROWS": 5,
-            "REPEAT_FROM_DEPTH": 8,
-            "MIN_PREFILL_ROWS": 4,
-        }.items():
-            patch.setattr(scheduler, name, value)
-        yield
 
 
 @cache

@@ -226,7 +226,7 @@ class Admission:
         assert live is not None and request.uses is not None
         end = len(request.row) - 1
         if core.pool.truncate(live, end):
-            request.tally.give_back_beyond(end)
+            self._uncount(request, end)
             return
         core.pool.rest(live, now)
         space = core.space(request.uses)
@@ -235,3 +235,13 @@ class Admission:
         if request.live is None:
             request.live = core.pool.open(space, request.ref, now)
         request.tally.live_tokens, request.tally.tier_tokens = request.num_kv, {}
+
+    @staticmethod
+    def _uncount(request: Request, end: int) -> None:
+        """One reused token less: the last source that gave one."""
+        tally = request.tally
+        for tier in reversed(list(tally.tier_tokens)):
+            if tally.tier_tokens[tier]:
+                tally.tier_tokens[tier] -= 1
+                return
+        tally.live_tokens = min(tally.live_tokens, end)

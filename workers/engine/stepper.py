@@ -7,7 +7,7 @@ that is least urgent is preempted; one that is alone and does not fit ends. So e
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from erllama_host.errors import ContextOverflow, ErllamaError
 from workers.adapters import AdapterSet
@@ -17,21 +17,9 @@ from workers.engine.batch import Batch
 from workers.engine.core import Core
 from workers.engine.drafts import Drafts
 from workers.engine.requests import Requests
-from workers.scheduler import (
-    Candidate,
-    Limits,
-    Rotation,
-    Share,
-    enough_rows,
-    gathering_s,
-    plan_rows,
-    prefill_rows,
-    rows_to_repeat,
-)
+from workers.scheduler import Candidate, Limits, Rotation, enough_rows, gathering_s, plan_rows, prefill_rows
 from workers.sequence import Phase, Request
 
-TILED_KV_TYPES = ("f16", "f32")
-"""llama.cpp computes CPU attention in tiles with these; what is done for the sake of tiles costs a GPU next to nothing."""
 _ALMOST_READY = frozenset({Phase.LOOKUP, Phase.RESTORING})
 
 
@@ -66,8 +54,6 @@ class Stepper:
         self._rotation: Rotation[AdapterSet] = Rotation()
         self._drafts = Drafts(core)
         self._decoding: list[_Part] = []
-        config = core.config
-        self._computes_tiles = config.flash_attn and config.type_k == config.type_v and config.type_k in TILED_KV_TYPES
         self._gathers_since: float | None = None
         self.gathers_until: float | None = None
         """Until when a step is put off; None if none is."""
@@ -174,8 +160,6 @@ class Stepper:
         budget = prefill_rows(limits.max_rows, beside, core.rates)
         enough = enough_rows(limits.max_rows, core.rates)
         shares = plan_rows(candidates, Limits(limits.max_rows, limits.max_outputs, budget, enough))
-        if self._computes_tiles:
-            shares = self._fill_tile(ready, shares)
         parts, first = [], 0
         for share in shares:
             request = ready[share.index]
@@ -188,21 +172,6 @@ class Stepper:
             parts.append(_Part(request, first, share.num_rows, share.num_outputs, tokens, drafted))
             first += share.num_rows
         return parts
-
-    def _fill_tile(self, ready: list[Request], shares: list[Share]) -> list[Share]:
-        """Let one prefill compute its last tokens again, fewer than new ones, where that makes the step a tile: it is quicker."""
-        num_rows = sum(share.num_rows for share in shares)
-        for at, share in enumerate(shares):
-            request, live = ready[share.index], ready[share.index].live
-            if request.phase is not Phase.PREFILL or live is None or live.saves_open:
-                continue
-            repeated = rows_to_repeat(num_rows, request.num_kv)
-            end = request.num_kv - repeated
-            if 0 < repeated < share.num_rows and self._core.pool.truncate(live, end):
-                request.tally.give_back_beyond(end)
-                shares[at] = replace(share, num_rows=share.num_rows + repeated)
-                break
-        return shares
 
     def _is_ready(self, request: Request) -> bool:
         if request.phase is Phase.DECODE:

@@ -1,16 +1,6 @@
 """The planner by examples; its properties are in tests/properties/."""
 
-from workers.scheduler import (
-    Candidate,
-    Limits,
-    Rates,
-    Rotation,
-    Share,
-    enough_rows,
-    plan_rows,
-    prefill_rows,
-    rows_to_repeat,
-)
+from workers.scheduler import Candidate, Limits, Rates, Rotation, Share, enough_rows, plan_rows, prefill_rows
 
 DECODE = Candidate(1, 1, is_prefill=False)
 
@@ -62,11 +52,6 @@ def test_measured_speed_sets_the_budget_and_what_is_enough():
     assert prefill_rows(512, 3, rates) == 128 - 3, "139 would fit, whole tiles do not"
     assert 95 < enough_rows(512, rates) <= 100
     assert abs(rates.step_estimate_s(100) - 0.110) < 1e-9
-
-
-def test_a_step_is_made_a_tile_where_few_rows_lack_and_many_tokens_came_before():
-    assert [rows_to_repeat(rows, 3000) for rows in (51, 52, 63, 64, 120)] == [0, 12, 1, 0, 0]
-    assert [rows_to_repeat(60, depth) for depth in (0, 1027, 1028)] == [0, 0, 4]
 
 
 def test_whoever_waited_longest_is_next_not_whoever_is_new():

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.engines import Harness
 from tests.support.memory_store import MemoryStore
-from workers.scheduler import GATHER_S, LAST_ROWS, REPEAT_FROM_ROWS, TILE_ROWS
+from workers.scheduler import GATHER_S, LAST_ROWS, TILE_ROWS
 from workers.sequence import Phase
 
 BLOCK = 16
@@ -118,37 +118,6 @@ def test_the_last_rows_of_a_prompt_do_not_make_a_step_of_their_own():
     most = TILE_ROWS - 1 + LAST_ROWS
     assert beside_a_stream(most) == [1 + most]
     assert beside_a_stream(most + 1) == [TILE_ROWS, 1 + LAST_ROWS + 1]
-
-
-# --- the first tile ---------------------------------------------------------------------------------------------------
-
-
-def turn(new_tokens, **config):
-    """A long conversation goes on by so many tokens; returns the steps until its first token, the end, and the engine."""
-    harness = engine(n_ctx=2048, n_cells=8192, n_batch=2048, **config)
-    harness.run("y" * 1500, max_tokens=0)
-    harness.steps.clear()
-    end = harness.run("y" * 1500 + "z" * new_tokens, max_tokens=1)
-    assert harness.drift() == []
-    return harness.steps, end
-
-
-@pytest.mark.parametrize("new_tokens", [REPEAT_FROM_ROWS, TILE_ROWS - 1])
-def test_a_turn_that_nearly_fills_a_tile_computes_some_tokens_again(new_tokens):
-    steps, end = turn(new_tokens)
-    assert steps == [TILE_ROWS] and end.stats.prefilled_tokens == TILE_ROWS
-    assert end.cache.kind == "live" and end.cache.read_tokens == end.stats.prompt_tokens - TILE_ROWS
-    assert end.generated == turn(new_tokens, type_k="q8_0", type_v="q8_0")[1].generated
-
-
-def test_no_token_is_computed_again_where_that_gains_nothing():
-    assert turn(REPEAT_FROM_ROWS - 1)[0] == [REPEAT_FROM_ROWS - 1] and turn(TILE_ROWS)[0] == [TILE_ROWS]
-    assert turn(60, type_k="q8_0", type_v="q8_0")[0] == [60], "with such KV there are no tiles"
-    harness = engine()
-    harness.run("y" * 300, max_tokens=0)
-    harness.steps.clear()
-    harness.run("y" * 300 + "z" * 60, max_tokens=1)
-    assert harness.steps == [60], "too few tokens before them"
 
 
 # --- live cache -------------------------------------------------------------------------------------------------------
