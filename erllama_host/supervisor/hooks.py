@@ -10,7 +10,6 @@
 State: `Supervision`, one per circusd, owned by this module.
 """
 
-import atexit
 import os
 import time
 from collections import defaultdict
@@ -25,7 +24,7 @@ from erllama_host.supervisor import mend, notes
 from erllama_host.supervisor.beat_watch import BeatWatch
 from erllama_host.supervisor.environment import DIE_WITH_PARENT
 from erllama_host.supervisor.intensity import History, Limits
-from erllama_host.supervisor.leftovers import clean_unless_running, remove_shared_memory
+from erllama_host.supervisor.leftovers import remove_shared_memory
 from erllama_host.supervisor.state import CIRCUSD_FILE
 
 STATIC_WATCHERS = ("cache", "controller")
@@ -59,8 +58,6 @@ class Supervision:
         self.reaper.install()
         mend.queue_commands(self.arbiter)
         self._beat_timer.start()
-        # When circusd was started by hand. Else its parent holds the lock, does this itself, and must not be waited for.
-        atexit.register(clean_unless_running, self.run, wait_s=0.0)
 
     def may_spawn(self, watcher: Any) -> bool:
         """False while `watcher` waits out its back-off."""

@@ -30,14 +30,14 @@ def remove_shared_memory(paths: Paths) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def clean_unless_running(run: Path, wait_s: float = 1.0) -> bool:
+def clean_unless_running(run: Path) -> bool:
     """Remove what a host that does not run any more has left in its run directory. False, and nothing is done, while one runs.
 
     It is done under the host's own lock: a host that starts at this moment must not lose its sockets, nor its lock.
     """
     if not run.is_dir():
         return True
-    held = lock(run / PARENT_FILE, wait_s)
+    held = lock(run / PARENT_FILE)
     if held is None:
         return False
     clean_run_directory(run)

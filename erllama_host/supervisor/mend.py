@@ -7,7 +7,6 @@
 |                                                                  | another one's crash goes unnoticed   |                    |
 | commands that meet the lock are refused; SIGTERM, which becomes  | `down` right after `up` is lost      | `queue_commands`   |
 | the command `quit`, is lost                                      |                                      |                    |
-| a process that dies and is reaped while its watcher starts        | the watcher is stopped, for good     | `_must_wait`       |
 | a death found by polling psutil is never reported (`reap`)       | no exit note, uncounted crash        | `_report_missed`   |
 | pipes of a dead process are closed unread, and stay registered   | its last words are lost; the next    | `take_last_words`  |
 | in the event loop                                                | process with that descriptor is deaf |                    |
@@ -35,8 +34,6 @@ log = logging.getLogger("circus")
 EXPECTED_VERSION = "0.19.0"
 QUEUE_LIMIT_S = 60.0
 QUEUE_POLL_S = 0.01
-WAIT_S = 0.02
-LONGEST_START_S = 5.0
 PIPE_BYTES = 65536
 NEVER_LOCKED = frozenset(
     {
@@ -84,7 +81,6 @@ class Reaper:
         self._loop: asyncio.AbstractEventLoop = arbiter.loop.asyncio_loop
         self._running = False
         self._again = False
-        self._starting_since: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def install(self) -> None:
@@ -104,32 +100,17 @@ class Reaper:
         if self._running:
             self._again = True
             return
+        if self._arbiter._exclusive_running_command in SPAWNING:
+            self._loop.call_later(0.02, self.wake)
+            return
         self._running = True
         try:
             self._again = True
             while self._again:
                 self._again = False
-                if self._must_wait():
-                    self._loop.call_later(WAIT_S, self.wake)
-                else:
-                    await self._pass()
+                await self._pass()
         finally:
             self._running = False
-
-    def _must_wait(self) -> bool:
-        """Not beside a command that spawns by itself; and not between a watcher's first spawn and the end of its start.
-
-        A process that dies there and is reaped at once leaves circus with a start that brought forth nothing: it would stop the
-        watcher for good, without a second try. A start takes milliseconds; one that failed in the middle holds nobody up for long.
-        """
-        if self._arbiter._exclusive_running_command in SPAWNING:
-            return True
-        now = self._loop.time()
-        if not any(watcher.status() == "starting" for watcher in self._arbiter.iter_watchers()):
-            self._starting_since = None
-            return False
-        self._starting_since = now if self._starting_since is None else self._starting_since
-        return now - self._starting_since < LONGEST_START_S
 
     async def _pass(self) -> None:
         """Reap the dead, then let every watcher that may do so replace them."""

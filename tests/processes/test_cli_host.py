@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from erllama_host import Client
 from erllama_host.config import Paths
 from erllama_host.supervisor.leftovers import shared_memory_directories
 from erllama_host.supervisor.state import host_state
 from erllama_host.supervisor.stop import stop_host
 from tests.support.command_line import Shell
-from tests.support.hosts import eventually
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -110,25 +108,6 @@ def test_a_host_in_the_foreground_ends_in_order(shell, ending):
         assert "loading" in _until(process, "loading")
         process.send_signal(ending)
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.communicate()
-    assert_nothing_is_left(shell.paths)
-
-
-def test_a_second_ctrl_c_does_not_wait_for_requests(shell):
-    shell.paths.config_file.write_text("[host]\ndrain_s = 600.0\n")
-    process = shell.start("up")
-    try:
-        assert process.stderr is not None and "the host is up" in process.stderr.readline()
-        with Client(shell.paths.endpoint) as client:
-            model = client.load_model(model_id="x", backend="stub", n_ctx=8192, stub={"token_ms": 100.0})
-            stream = model.infer("hello", max_tokens=8000, ignore_eos=True)
-            next(stream)
-            process.send_signal(signal.SIGINT)
-            eventually(lambda: client.hello().draining, "it lets the request finish")
-            process.send_signal(signal.SIGINT)
-            assert process.wait(100) == 0, "the request would take longer, and might"
     finally:
         process.kill()
         process.communicate()

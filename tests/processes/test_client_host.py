@@ -89,19 +89,6 @@ def test_a_request_that_kills_its_worker_ends_as_poison(client):
     assert len(model.complete("this is not", max_tokens=5).generated) == 5
 
 
-def test_a_request_that_kills_its_worker_does_not_take_its_neighbours_with_it(client):
-    model = load(client, {"crash_on_text": "poison"})
-    prompts = [f"innocent {number}" for number in range(3)]
-    alone = [model.complete(prompt, max_tokens=150, ignore_eos=True).generated for prompt in prompts]
-    streams = [model.infer(prompt, max_tokens=150, ignore_eos=True) for prompt in prompts]
-    for stream in streams:
-        next(stream)
-    with pytest.raises(WorkerDied) as caught:
-        model.complete("this is poison", max_tokens=5)
-    assert caught.value.details["poison"] is True
-    assert [stream.result().generated for stream in streams] == alone
-
-
 def test_max_resumes_0_reports_the_death(client):
     model = load(client)
     victim = client.models()["tiny"][0]

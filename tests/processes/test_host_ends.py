@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from erllama_host import Client
-from erllama_host.config import Config, Paths, parse_config
+from erllama_host.config import Config, Paths
 from erllama_host.errors import ConfigError, HostUnavailable
 from erllama_host.supervisor import host_state, private_paths, start_host, stop_host
 from erllama_host.supervisor.handshake import ask_hello
@@ -56,43 +55,6 @@ def test_down_lets_requests_finish():
                 assert envelope.ref in (ref, "")
                 kinds.append(envelope.kind)
             assert body["generated"] == 60 and not body.get("cancelled")
-
-
-BY_HAND = [sys.executable, "-m", "circus.circusd", "circus.ini"]
-ENDINGS = {
-    "ctrl-c": lambda paths, pid: os.kill(pid, signal.SIGINT),
-    "sigterm": lambda paths, pid: os.kill(pid, signal.SIGTERM),
-    "circusctl quit": lambda paths, pid: subprocess.run(
-        [sys.executable, "-m", "circus.circusctl", "--endpoint", paths.ipc("circus.sock"), "quit"],
-        timeout=60,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    ),
-    "down": lambda paths, pid: stop_host(paths, drain_s=0.0),
-}
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_however_a_host_ends_in_order_what_it_computed_is_there_at_the_next_start(ending):
-    text = '[models.tiny]\nbackend = "stub"\ntier = "disk"\nn_ctx = 4096\nstub = { token_ms = 10.0 }\n'
-    prompt = "a prompt of more than two blocks " * 20
-    with directories() as paths:
-        paths.config_file.write_text(text)
-        environment = {**os.environ, **paths.environment(), "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(BY_HAND, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as circusd:
-            eventually(lambda: ask_hello(paths.endpoint, 0.5), "the host answers")
-            with Client(paths.endpoint) as client:
-                stream = client.model("tiny").infer(prompt, max_tokens=3000, ignore_eos=True)
-                next(stream)  # in the middle of an answer
-                family = family_of(paths)
-                ENDINGS[ending](paths, circusd.pid)
-                assert circusd.wait(60) == 0
-        assert leftovers(paths, family) == []
-        start_host(paths, parse_config(text), detach=True)
-        with Client(paths.endpoint) as client:
-            cache = client.model("tiny").complete(prompt, max_tokens=1).cache
-        assert cache.tier_tokens.get("disk", 0) >= len(prompt) - 1, cache
-        assert stop_host(paths, drain_s=0.0)
 
 
 def test_a_detached_host_lives_without_its_parent():

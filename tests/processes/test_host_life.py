@@ -12,7 +12,6 @@ import zmq
 from zmq.auth import load_certificate
 
 from erllama_host.config import Config, Paths, parse_config
-from erllama_host.controller.placement import IDLE_BEFORE_RELIEF_S
 from erllama_host.errors import ConfigError, Forbidden, HostUnavailable, ModelLoading, ModelNotLoaded, NoMemory
 from erllama_host.ids import new_routing_id
 from erllama_host.supervisor import private_host, start_host, stop_host
@@ -146,50 +145,6 @@ def test_memory_pressure_lets_idle_models_go(tmp_path):
         eventually(lambda: statuses(host)["less"] == "away", "the less valuable model is let go")
         memory.write_text(json.dumps([{"total_bytes": 1000, "used_bytes": 100}]))
         eventually(lambda: len(client.infer("less", 2)) == 2, "it comes back with a request")
-
-
-def is_idle_with_a_row(client: WireClient, model_id: str) -> bool:
-    info = client.call("model_info", {"model_id": model_id})
-    return info.get("live_cells", 0) > 0 and info["idle_s"] > IDLE_BEFORE_RELIEF_S
-
-
-def test_under_pressure_live_cells_go_before_models(tmp_path):
-    memory = tmp_path / "memory.json"
-    memory.write_text(json.dumps([{"total_bytes": 1000, "used_bytes": 500}]))
-    text = f'[host]\nmemory_file = "{memory}"\nmemory_interval_s = 0.2\n'
-    with running_host(text) as host, host.client() as client:
-        for model_id, priority in (("less", 1), ("more", 9)):
-            client.load_stub(model_id, options={"priority": priority})
-            client.infer(model_id, 20)
-        eventually(lambda: all(is_idle_with_a_row(client, each) for each in ("less", "more")), "both keep their rows")
-        memory.write_text(json.dumps([{"total_bytes": 1000, "used_bytes": 990}]))
-        eventually(lambda: statuses(host)["less"] == "away", "the less valuable model is let go")
-        memory.write_text(json.dumps([{"total_bytes": 1000, "used_bytes": 100}]))
-        steps = [(event["fields"]["what"], event["model"]) for event in host.events("memory_relief")]
-        assert steps[:3] == [("EvictModel", "less"), ("EvictModel", "more"), ("LetGo", "less")]
-
-
-def test_adapters_are_there_again_after_a_respawn_and_after_down_and_up(tmp_path):
-    file = tmp_path / "lora.gguf"
-    file.write_bytes(b"GGUF1")
-    with directories() as paths:
-        host = start(paths)
-        with host.client() as client:
-            pid = client.load_stub("tiny")["pid"]
-            plain = client.infer("tiny", 8)
-            adapter = client.call("load_adapter", {"path": str(file), "scale": 0.5}, "tiny")
-            adapted = client.infer("tiny", 8)
-            assert adapted != plain
-            eventually(lambda: adapter["handle"] in paths.models_file.read_text(), "it is written down")
-            os.kill(pid, signal.SIGKILL)
-            eventually(lambda: client.infer("tiny", 8) == adapted, "the next worker has it too")
-        stop(host)
-        host = start(paths)
-        with host.client() as client:
-            eventually(lambda: client.infer("tiny", 8) == adapted, "it came back with its model")
-            (again,) = client.call("list_adapters", model="tiny")["adapters"]
-            assert (again["handle"], again["path"], again["scale"]) == (adapter["handle"], str(file), 0.5)
-        stop(host)
 
 
 def test_a_load_that_cannot_fit_is_refused_before_it_starts(tmp_path):

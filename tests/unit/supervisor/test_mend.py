@@ -18,11 +18,7 @@ class FakeWatcher:
     def __init__(self, name: str):
         self.name, self.processes, self.managed, self.reaped, self.stopping = name, {}, 0, [], False
         self.stream_redirector = None
-        self.state = "active"
         self.gate: asyncio.Event | None = None
-
-    def status(self) -> str:
-        return self.state
 
     def is_stopping(self) -> bool:
         return self.stopping
@@ -120,24 +116,6 @@ async def test_passes_wait_for_commands_that_spawn_and_for_no_others():
     arbiter._stopping = True
     await reaper.manage()
     assert watcher.managed == 2
-
-
-async def test_passes_wait_for_a_watcher_that_is_starting_but_not_for_ever(monkeypatch):
-    watcher = FakeWatcher("a")
-    arbiter = FakeArbiter(watcher, FakeWatcher("b"))
-    reaper = mend.Reaper(arbiter, lambda watcher: True)
-    watcher.state = "starting"
-    await reaper.manage()
-    assert (arbiter.reaps, watcher.managed) == (0, 0), (
-        "the process that dies now must still be there when the start ends"
-    )
-    watcher.state = "active"
-    await until(lambda: watcher.managed == 1)
-    monkeypatch.setattr(mend, "LONGEST_START_S", 0.05)
-    watcher.state = "starting"
-    await reaper.manage()
-    assert arbiter.reaps == 1
-    await until(lambda: arbiter.reaps == 2)
 
 
 async def test_commands_wait_for_the_lock_and_looking_does_not():
